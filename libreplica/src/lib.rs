@@ -1,0 +1,9 @@
+//! Live disaster recovery of Linux block devices: capture of changes, change logs,
+//! resync by digests, a store of recovery points.
+#![deny(unsafe_code)]
+
+pub mod error;
+pub mod geometry;
+
+pub use error::{Error, ErrorKind, IoContext, Result};
+pub use hrl_format::{id, record, units};
