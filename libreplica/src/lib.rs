@@ -2,6 +2,7 @@
 //! resync by digests, a store of recovery points.
 #![deny(unsafe_code)]
 
+pub mod digest;
 pub mod error;
 pub mod geometry;
 
