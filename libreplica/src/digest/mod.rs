@@ -17,6 +17,7 @@
 mod builder;
 mod header;
 mod leaf;
+mod preview;
 mod region;
 mod tree;
 mod update;
