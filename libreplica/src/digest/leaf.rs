@@ -139,11 +139,9 @@ fn cut(hasher: &blake3::Hasher) -> Leaf {
 
 /// Whether all bytes are zero; most blocks say no at their first 64 bytes.
 fn is_zero(data: &[u8]) -> bool {
-    let (chunks, rest) = data.as_chunks::<64>();
-    rest.iter().all(|byte| *byte == 0)
-        && chunks
-            .iter()
-            .all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+    let (lines, rest) = data.as_chunks::<64>();
+    let any_bit = |bytes: &[u8]| bytes.iter().fold(0, |all, byte| all | byte);
+    any_bit(rest) == 0 && lines.iter().all(|line| any_bit(line) == 0)
 }
 
 #[cfg(test)]
