@@ -2,5 +2,6 @@
 #![forbid(unsafe_code)]
 
 pub mod id;
+pub mod ms;
 pub mod record;
 pub mod units;
