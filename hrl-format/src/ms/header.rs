@@ -118,8 +118,8 @@ impl Header {
         bytes
     }
 
-    /// The header as its fields say, its checksum not yet judged; see
-    /// [`Self::checksum_finding`].
+    /// The header as its fields say, its checksum not judged: reading does that, and
+    /// checking.
     ///
     /// # Errors
     /// [`Error::NotMsHrl`], or [`Error::Unsupported`].
