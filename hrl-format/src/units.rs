@@ -42,6 +42,10 @@ unit!(
     ByteLen, u64
 );
 unit!(
+    /// A position in a log file, in bytes from its start.
+    FileOffset, u64
+);
+unit!(
     /// The number of an epoch: the changes between two barriers. The first is 1.
     Epoch, u64
 );
