@@ -2,9 +2,11 @@
 //! resync by digests, a store of recovery points.
 #![deny(unsafe_code)]
 
+pub mod bitmap;
 pub mod digest;
 pub mod error;
 pub mod geometry;
+pub mod sys;
 
 pub use error::{Error, ErrorKind, IoContext, Result};
 pub use hrl_format::{id, record, units};

@@ -1,0 +1,9 @@
+//! The only room with unsafe code: what the kernel offers, behind functions that cannot
+//! be called wrongly. Nothing here knows volumes, epochs or stores.
+#![allow(unsafe_code)]
+
+pub mod bpf;
+pub mod membarrier;
+pub mod memory;
+pub mod reader;
+pub mod ring;
