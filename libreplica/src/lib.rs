@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod bitmap;
+pub mod device;
 pub mod digest;
 pub mod error;
 pub mod geometry;

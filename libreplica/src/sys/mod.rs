@@ -2,7 +2,11 @@
 //! be called wrongly. Nothing here knows volumes, epochs or stores.
 #![allow(unsafe_code)]
 
+pub mod blkdev;
 pub mod bpf;
+pub mod btrfs;
+pub mod fds;
+pub mod freeze;
 pub mod membarrier;
 pub mod memory;
 pub mod reader;

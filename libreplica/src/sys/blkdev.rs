@@ -1,0 +1,82 @@
+//! Questions to an open block device: its `diskseq`, and what lies behind a loop device.
+//! Source: linux/fs.h, linux/loop.h.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+mod ioctl {
+    nix::ioctl_read!(blkgetdiskseq, 0x12, 128, u64);
+    nix::ioctl_read_bad!(loop_get_status64, 0x4c05, super::LoopInfo64);
+}
+
+/// `struct loop_info64` of linux/loop.h.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LoopInfo64 {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+}
+
+const _: () = assert!(size_of::<LoopInfo64>() == 232);
+
+/// What a loop device stands on, as numbers of `stat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoopBacking {
+    /// `st_dev` of the backing file.
+    pub device: u64,
+    /// `st_ino` of the backing file.
+    pub inode: u64,
+    /// `st_rdev`, if the backing "file" is a block device itself; else 0.
+    pub rdevice: u64,
+}
+
+/// The number that the kernel gave this disk when it appeared; never used twice in a boot.
+///
+/// # Errors
+/// `ENOTTY` before kernel 5.15, or if it is no block device.
+pub fn diskseq(device: impl AsFd) -> nix::Result<u64> {
+    let mut sequence = 0;
+    // SAFETY: the descriptor is open for the call; BLKGETDISKSEQ writes one u64, which lives.
+    unsafe { ioctl::blkgetdiskseq(device.as_fd().as_raw_fd(), &raw mut sequence) }?;
+    Ok(sequence)
+}
+
+/// What the loop device stands on.
+///
+/// # Errors
+/// `ENXIO` if nothing is attached; `ENOTTY` if it is no loop device.
+pub fn loop_backing(device: impl AsFd) -> nix::Result<LoopBacking> {
+    let mut info = LoopInfo64 {
+        device: 0,
+        inode: 0,
+        rdevice: 0,
+        offset: 0,
+        size_limit: 0,
+        number: 0,
+        encrypt_type: 0,
+        encrypt_key_size: 0,
+        flags: 0,
+        file_name: [0; 64],
+        crypt_name: [0; 64],
+        encrypt_key: [0; 32],
+        init: [0; 2],
+    };
+    // SAFETY: the descriptor is open for the call; LOOP_GET_STATUS64 writes one
+    // loop_info64, whose layout `LoopInfo64` is and whose size is asserted above.
+    unsafe { ioctl::loop_get_status64(device.as_fd().as_raw_fd(), &raw mut info) }?;
+    Ok(LoopBacking {
+        device: info.device,
+        inode: info.inode,
+        rdevice: info.rdevice,
+    })
+}
