@@ -8,7 +8,7 @@ use tidy::{Source, expect_none, lines, sources};
 
 const ROOT: &str = "libreplica/src/";
 
-const RANKS: [(&str, u8); 19] = [
+const RANKS: [(&str, u8); 20] = [
     ("primary", 4),
     ("replica", 4),
     ("capture", 3),
@@ -24,6 +24,7 @@ const RANKS: [(&str, u8); 19] = [
     ("geometry", 0),
     ("policy", 0),
     ("error", 0),
+    ("time", 0),
     // Of hrl-format, re-exported.
     ("id", 0),
     ("record", 0),
