@@ -6,7 +6,7 @@ use std::env;
 use std::io::Cursor;
 
 use hrl_format::ms::{self, Damage, Error, Header, Reader, Writer, WriterOptions};
-use hrl_format::units::{ByteLen, ByteOffset, Extent, Timestamp};
+use hrl_format::units::{ByteLen, ByteOffset, Extent, FileOffset, Timestamp};
 use proptest::prelude::*;
 
 fn config() -> ProptestConfig {
@@ -156,7 +156,7 @@ proptest! {
         if looks_like_one && file.len() >= 4096 {
             // Past the header's checksum, so that what lies behind it is reached.
             let mut header = Reader::open(Cursor::new(log_of(&[]))).unwrap().header().clone();
-            header.end_of_log = eol % (file.len() as u64 + 2);
+            header.end_of_log = FileOffset::new(eol % (file.len() as u64 + 2));
             header.metadata_size = metadata_size;
             file[..4096].copy_from_slice(&*header.encode());
         }
@@ -188,7 +188,7 @@ fn at(offset: u64, len: u64) -> Change {
 fn a_log_that_was_not_closed_says_so() {
     let mut file = log_of(&[at(0, 512)]);
     let mut header = Reader::open(Cursor::new(&file)).unwrap().header().clone();
-    header.end_of_log = 0;
+    header.end_of_log = FileOffset::ZERO;
     file[..4096].copy_from_slice(&*header.encode());
     assert!(matches!(read_all(&file, 512), Err(Error::NotClosed)));
     assert!(matches!(
@@ -278,7 +278,7 @@ fn a_length_that_runs_into_the_metadata_is_refused() {
     file[entry + 8..entry + 12].copy_from_slice(&sum.to_le_bytes());
     let report = ms::check(Cursor::new(&file)).unwrap();
     assert_eq!(report.findings[0].damage, Damage::DataOverlap(513));
-    assert_eq!(report.findings[0].at, entry as u64);
+    assert_eq!(report.findings[0].at.get(), entry as u64);
 }
 
 #[test]
@@ -339,5 +339,5 @@ fn zeroes_of_4_gib_and_more_are_split() {
     assert_eq!(next, extent.end().get());
     let header = Header::decode(header[..].try_into().unwrap()).unwrap();
     assert_eq!(header.entries, 3);
-    assert_eq!(header.end_of_log, 8192 + (9 << 30) + 4096);
+    assert_eq!(header.end_of_log.get(), 8192 + (9 << 30) + 4096);
 }

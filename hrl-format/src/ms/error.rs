@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use crate::units::{ByteLen, ByteOffset, FileOffset};
+
 /// Why an [MS-HRL] file could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -31,15 +33,15 @@ pub enum Error {
     #[error("a write of {len} bytes at byte {offset} cannot be told in this format")]
     TooLong {
         /// Where it goes on the volume.
-        offset: u64,
+        offset: ByteOffset,
         /// How long it is.
-        len: u64,
+        len: ByteLen,
     },
 }
 
 impl Error {
     pub(super) const fn damaged(at: u64, damage: Damage) -> Self {
-        Self::Damaged(Finding { at, damage })
+        Self::Damaged(Finding::new(at, damage))
     }
 }
 
@@ -70,9 +72,18 @@ impl fmt::Display for Unknown {
 #[error("at byte {at}: {damage}")]
 pub struct Finding {
     /// The offset in the file.
-    pub at: u64,
+    pub at: FileOffset,
     /// What is wrong there.
     pub damage: Damage,
+}
+
+impl Finding {
+    pub(super) const fn new(at: u64, damage: Damage) -> Self {
+        Self {
+            at: FileOffset::new(at),
+            damage,
+        }
+    }
 }
 
 /// What is wrong.
@@ -92,7 +103,7 @@ pub enum Damage {
     #[error("the log ends at byte {eol}, which its file has not")]
     EndOfLog {
         /// What the header says.
-        eol: u64,
+        eol: FileOffset,
     },
     /// The distance to the block before leads into the header or into this block.
     #[error("the metadata block before this one would lie {0} bytes back, where none can be")]

@@ -7,6 +7,7 @@ use super::error::{Damage, Error, Unknown};
 use super::sum::checksum;
 use super::time::MsTime;
 use super::{Finding, HEADER_LEN};
+use crate::units::{ByteLen, FileOffset};
 
 const COOKIE: [u8; 8] = *b"msctlog ";
 const CREATOR: [u8; 4] = *b"ct  ";
@@ -34,11 +35,11 @@ pub struct Header {
     /// When the log was created.
     pub created: MsTime,
     /// Its size when created; not verified.
-    pub original_size: u64,
+    pub original_size: ByteLen,
     /// Its size now; not verified.
-    pub current_size: u64,
+    pub current_size: ByteLen,
     /// Where the log ends: behind its last metadata block. Zero while it is open.
-    pub end_of_log: u64,
+    pub end_of_log: FileOffset,
     /// The error that its writer met; no prose in the specification.
     pub error_code: i32,
     /// Bytes of a metadata block.
@@ -100,9 +101,9 @@ impl Header {
         raw.created = self.created.seconds().into();
         raw.creator = CREATOR;
         raw.creator_version = CREATOR_VERSION.into();
-        raw.original_size = self.original_size.into();
-        raw.current_size = self.current_size.into();
-        raw.end_of_log = self.end_of_log.into();
+        raw.original_size = self.original_size.get().into();
+        raw.current_size = self.current_size.get().into();
+        raw.end_of_log = self.end_of_log.get().into();
         raw.error_code = self.error_code.into();
         raw.metadata_size = self.metadata_size.into();
         raw.id = self.id;
@@ -142,9 +143,9 @@ impl Header {
         Ok(Self {
             version,
             created: MsTime::from_seconds(raw.created.get()),
-            original_size: raw.original_size.get(),
-            current_size: raw.current_size.get(),
-            end_of_log: raw.end_of_log.get(),
+            original_size: ByteLen::new(raw.original_size.get()),
+            current_size: ByteLen::new(raw.current_size.get()),
+            end_of_log: FileOffset::new(raw.end_of_log.get()),
             error_code: raw.error_code.get(),
             metadata_size: raw.metadata_size.get(),
             id: raw.id,
@@ -162,10 +163,8 @@ impl Header {
     pub(super) fn checksum_finding(bytes: &[u8; LEN]) -> Option<Finding> {
         let field = CHECKSUM_AT..CHECKSUM_AT + 4;
         let found = checksum(&[&bytes[..field.start], &bytes[field.end..]]);
-        (bytes[field] != found.to_le_bytes()).then_some(Finding {
-            at: CHECKSUM_AT as u64,
-            damage: Damage::HeaderChecksum,
-        })
+        (bytes[field] != found.to_le_bytes())
+            .then_some(Finding::new(CHECKSUM_AT as u64, Damage::HeaderChecksum))
     }
 
     /// What is wrong with the fields that lead to the metadata, for a file of `file_len` bytes.
@@ -174,11 +173,11 @@ impl Header {
             let damage = Damage::MetadataSize(self.metadata_size);
             return Err(Error::damaged(56, damage));
         }
-        if self.end_of_log == 0 {
+        if self.end_of_log.get() == 0 {
             return Err(Error::NotClosed);
         }
         let least = HEADER_LEN + self.metadata_size as u64;
-        if self.end_of_log < least || self.end_of_log > file_len {
+        if self.end_of_log.get() < least || self.end_of_log.get() > file_len {
             let eol = self.end_of_log;
             return Err(Error::damaged(44, Damage::EndOfLog { eol }));
         }

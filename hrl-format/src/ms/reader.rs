@@ -9,6 +9,7 @@ use super::error::{Damage, Error, Finding};
 use super::header::Header;
 use super::metadata::{BlockHeader, Entry, UNIT};
 use super::sum::Sum;
+use crate::units::FileOffset;
 
 /// A log that is read.
 ///
@@ -55,8 +56,8 @@ impl LocatedEntry {
     }
 
     /// Where its data lies in the file.
-    pub const fn position(&self) -> u64 {
-        self.position
+    pub const fn position(&self) -> FileOffset {
+        FileOffset::new(self.position)
     }
 }
 
@@ -74,10 +75,14 @@ impl Block {
         self.entries.len()
     }
 
+    const fn entry_at(&self, index: usize) -> u64 {
+        self.start + (UNIT + index * UNIT) as u64
+    }
+
     /// Entry `index`, if whole.
     pub(super) fn entry(&self, index: usize) -> Result<Entry, Finding> {
-        let at = self.start + (UNIT + index * UNIT) as u64;
-        Entry::decode(&self.entries[index]).map_err(|damage| Finding { at, damage })
+        let damaged = |damage| Finding::new(self.entry_at(index), damage);
+        Entry::decode(&self.entries[index]).map_err(damaged)
     }
 
     /// Entry `index`, whose data follows that of the entry located last.
@@ -85,10 +90,10 @@ impl Block {
         let entry = self.entry(index)?;
         let len = entry.extent.len().get();
         if len > self.start - self.data {
-            return Err(Finding {
-                at: self.start + (UNIT + index * UNIT) as u64,
-                damage: Damage::DataOverlap(len as u32),
-            });
+            return Err(Finding::new(
+                self.entry_at(index),
+                Damage::DataOverlap(len as u32),
+            ));
         }
         let position = self.data;
         self.data += len;
@@ -267,14 +272,14 @@ fn find_blocks<R: Read + Seek>(
 ) -> Result<Vec<u64>, Error> {
     let size = u64::from(header.metadata_size);
     let mut blocks = Vec::new();
-    let mut at = header.end_of_log - size;
+    let mut at = header.end_of_log.get() - size;
     loop {
         inner
             .seek(SeekFrom::Start(at))
             .map_err(io("read the metadata"))?;
         let (block, damage) = BlockHeader::decode(&read_unit(inner)?);
         if let Some(damage) = damage {
-            note(Finding { at, damage })?;
+            note(Finding::new(at, damage))?;
         }
         blocks.push(at);
         match block.distance {

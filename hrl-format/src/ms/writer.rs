@@ -10,7 +10,7 @@ use super::metadata::{BlockHeader, Entry, UNIT};
 use super::reader::io;
 use super::sum::{Sum, checksum};
 use super::time::MsTime;
-use crate::units::{ByteLen, ByteOffset, Extent, Timestamp};
+use crate::units::{ByteLen, ByteOffset, Extent, FileOffset, Timestamp};
 
 const METADATA_SIZE: usize = 4096;
 const ENTRIES_PER_BLOCK: usize = METADATA_SIZE / UNIT - 1;
@@ -57,9 +57,9 @@ impl<W: Write + Seek> Writer<W> {
             header: Header {
                 version: FormatVersion::V2,
                 created,
-                original_size: size,
-                current_size: size,
-                end_of_log: 0,
+                original_size: ByteLen::new(size),
+                current_size: ByteLen::new(size),
+                end_of_log: FileOffset::ZERO,
                 error_code: 0,
                 metadata_size: METADATA_SIZE as u32,
                 id: options.id,
@@ -84,10 +84,7 @@ impl<W: Write + Seek> Writer<W> {
     pub fn write(&mut self, offset: ByteOffset, data: &[u8], time: Timestamp) -> Result<(), Error> {
         let len = ByteLen::new(data.len() as u64);
         let extent = Extent::new(offset, len);
-        let extent = extent.ok_or(Error::TooLong {
-            offset: offset.get(),
-            len: len.get(),
-        })?;
+        let extent = extent.ok_or(Error::TooLong { offset, len })?;
         let entry = encode(extent, checksum(&[data]), time)?;
         self.put(data)?;
         self.entry(entry, time)
@@ -119,8 +116,8 @@ impl<W: Write + Seek> Writer<W> {
         if !self.pending.is_empty() {
             self.end_block()?;
         }
-        self.header.end_of_log = self.position;
-        self.header.current_size = self.position;
+        self.header.end_of_log = FileOffset::new(self.position);
+        self.header.current_size = ByteLen::new(self.position);
         let header = self.header.encode();
         self.inner
             .seek(SeekFrom::Start(0))
@@ -187,7 +184,7 @@ fn encode(extent: Extent, data_checksum: u32, time: Timestamp) -> Result<[u8; UN
         data_checksum,
     };
     entry.encode().ok_or(Error::TooLong {
-        offset: extent.offset().get(),
-        len: extent.len().get(),
+        offset: extent.offset(),
+        len: extent.len(),
     })
 }
