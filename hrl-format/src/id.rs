@@ -113,6 +113,10 @@ id!(
     GenerationId
 );
 id!(
+    /// A store: the folder that holds the images, logs and points of many volumes.
+    StoreId
+);
+id!(
     /// A volume key, named without revealing it.
     KeyId
 );

@@ -117,7 +117,11 @@ impl Error {
     /// An error from the system. `ENOSPC`, `EDQUOT`, `ENODEV`, `ENXIO`, `ENOENT`, `EBUSY`
     /// and `ETIMEDOUT` become the kinds they mean; the rest is [`ErrorKind::Io`].
     pub fn io(operation: &'static str, source: io::Error) -> Self {
-        let kind = match source.raw_os_error() {
+        Self::new(Self::io_kind(&source), operation).source(source)
+    }
+
+    fn io_kind(source: &io::Error) -> ErrorKind {
+        match source.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => ErrorKind::Full,
             Some(libc::ENODEV | libc::ENXIO) => ErrorKind::Vanished,
             Some(libc::ENOENT) => ErrorKind::NotFound,
@@ -125,6 +129,20 @@ impl Error {
             Some(libc::EBUSY) => ErrorKind::Busy,
             Some(libc::ETIMEDOUT) => ErrorKind::TimedOut,
             _ => ErrorKind::Io,
+        }
+    }
+
+    /// An error from a log. What a log file holds that it must not is [`ErrorKind::Damaged`]; what
+    /// the system refused is the kind that it means.
+    pub fn log(operation: &'static str, source: hrl_format::Error) -> Self {
+        use hrl_format::ErrorKind as Log;
+        let kind = match (source.kind(), source.io()) {
+            (Log::Io, Some(io)) => Self::io_kind(io),
+            (Log::Io | Log::Broken | Log::Random, _) => ErrorKind::Io,
+            (Log::Unsupported, _) => ErrorKind::Unsupported,
+            (Log::KeyMissing | Log::KeyWrong | Log::KeyUnused, _) => ErrorKind::Key,
+            (Log::Invalid, _) => ErrorKind::Invalid,
+            _ => ErrorKind::Damaged,
         };
         Self::new(kind, operation).source(source)
     }

@@ -7,6 +7,8 @@ pub mod device;
 pub mod digest;
 pub mod error;
 pub mod geometry;
+pub mod policy;
+pub mod store;
 pub mod sys;
 
 pub use error::{Error, ErrorKind, IoContext, Result};

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use hrl_format::VolumeKey;
 use hrl_format::units::ByteLen;
 use twox_hash::XxHash3_128;
 use zeroize::Zeroizing;
@@ -62,6 +63,14 @@ enum Kind {
 }
 
 impl LeafFunction {
+    /// The one of a volume: keyed if the volume is encrypted, with a key derived from its own.
+    pub fn for_volume(key: Option<&VolumeKey>) -> Self {
+        match key {
+            Some(key) => Self(Kind::Keyed(Zeroizing::new(key.derive("replica leaf key")))),
+            None => Self::plain(),
+        }
+    }
+
     /// XXH3-128 of the content.
     pub const fn plain() -> Self {
         Self(Kind::Plain)

@@ -1,0 +1,154 @@
+//! Folding: the oldest logs, which no point needs any more, go into the base, and their room is
+//! given back. Never past the oldest point, and a point that is read stays listed, so never past
+//! an open one either.
+//!
+//! In this order: the logs' final state is written into the image, and synced; the catalogue that
+//! begins behind them is made durable; when no reader of an older view is left, the logs
+//! are deleted. A crash before the catalogue leaves an image whose every changed byte is still
+//! covered by the logs over it; a crash after it leaves files that the catalogue lists as retired.
+
+use hrl_format::units::{ByteLen, VolumeSize};
+use hrl_format::{ExtentKind, Overlay};
+
+use super::base::BaseWriter;
+use super::catalogue::{Base, LogEntry, RetiredLog};
+use super::durable;
+use super::frames::Frames;
+use super::lease;
+use super::sources::open_chain;
+use super::writer::VolumeWriter;
+use crate::error::{Error, Result};
+
+/// Logs are folded together up to this, so that what several of them wrote is written once.
+const STEP_BYTES: u64 = 256 << 20;
+
+const FOLD: &str = "fold logs into the base";
+
+/// What a step of folding did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FoldStep {
+    /// Nothing: there is nothing to fold.
+    Nothing,
+    /// Logs left the chain.
+    Folded {
+        /// How many.
+        logs: usize,
+        /// How long they were, in bytes.
+        bytes: ByteLen,
+    },
+}
+
+impl VolumeWriter {
+    /// Folds the oldest logs that no point needs, some 256 MiB of them, and deletes logs that
+    /// earlier steps folded and the last reader has let go of. To be called until it says
+    /// [`FoldStep::Nothing`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) if a log does not hold what it must, which then stays;
+    /// the system's. The store stays as it was, whatever part of the work was done.
+    pub fn fold_step(&mut self) -> Result<FoldStep> {
+        self.usable()?;
+        let count = self.foldable();
+        let step = match (self.catalogue.key, count) {
+            (_, 0) | (Some(_), _) => FoldStep::Nothing,
+            (None, count) => self
+                .fold_into_image(count)
+                .map_err(|e| lease::explain_full(&self.folder, e))?,
+        };
+        self.delete_retired()?;
+        Ok(step)
+    }
+
+    /// How many of the oldest logs no point needs.
+    pub(super) fn foldable(&self) -> usize {
+        let catalogue = &self.catalogue;
+        let oldest = catalogue.points.first().map(|point| point.epoch);
+        let limit = oldest.unwrap_or(catalogue.last_epoch());
+        catalogue.logs.partition_point(|log| log.last <= limit)
+    }
+
+    fn fold_into_image(&mut self, foldable: usize) -> Result<FoldStep> {
+        let mut bytes = 0;
+        let fits = |log: &&LogEntry| {
+            bytes += log.bytes.get();
+            bytes <= STEP_BYTES
+        };
+        let logs = &self.catalogue.logs[..foldable];
+        let count = logs.iter().take_while(fits).count().max(1);
+        let logs = logs[..count].to_vec();
+        let Some(last) = logs.last() else {
+            return Ok(FoldStep::Nothing);
+        };
+        let base = BaseWriter::open(&self.folder)?;
+        self.write_final_state(&logs, last.size, &base)?;
+        base.sync()?;
+        let mut next = self.catalogue.clone();
+        next.base = Some(Base {
+            epoch: last.last,
+            size: last.size,
+            last: Some(last.link()),
+        });
+        next.logs.drain(..count);
+        self.retire(next, &logs)?;
+        Ok(FoldStep::Folded {
+            logs: count,
+            bytes: ByteLen::new(logs.iter().map(|log| log.bytes.get()).sum()),
+        })
+    }
+
+    /// Writes into the image what the logs leave behind.
+    fn write_final_state(
+        &self,
+        entries: &[LogEntry],
+        size: VolumeSize,
+        base: &BaseWriter,
+    ) -> Result<()> {
+        let logs = open_chain(&self.folder, entries, self.key.as_ref())?;
+        let indexes = logs.iter().map(|log| log.log.index());
+        let mut frames = Frames::default();
+        base.resize(size)?;
+        for piece in Overlay::new(indexes, size) {
+            let piece = piece.map_err(|e| Error::log(FOLD, e).path(self.folder.logs()))?;
+            match piece.kind() {
+                ExtentKind::Write => {
+                    let bytes = frames.bytes_of(&logs, &piece)?;
+                    base.write(piece.extent().offset(), bytes)?;
+                }
+                ExtentKind::Zeroes | ExtentKind::Discard => base.zeroes(piece.extent())?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes `next` the catalogue, of a new view that does without `logs`.
+    pub(super) fn retire(
+        &mut self,
+        mut next: super::catalogue::Catalogue,
+        logs: &[LogEntry],
+    ) -> Result<()> {
+        next.view = next.view.next();
+        let since = next.view;
+        let retired = logs.iter().map(|&entry| RetiredLog { entry, since });
+        next.retired.extend(retired);
+        lease::prepare(&self.folder.view_lease(since))?;
+        self.save(next)
+    }
+
+    /// Deletes the logs that nobody needs. The catalogue on disk may go on listing them as
+    /// retired until its next change.
+    pub(super) fn delete_retired(&mut self) -> Result<()> {
+        if self.catalogue.retired.is_empty() {
+            return Ok(());
+        }
+        let oldest = lease::oldest_view(&self.folder, self.catalogue.view)?;
+        for retired in &self.catalogue.retired {
+            if retired.since <= oldest {
+                durable::remove(&self.folder.log(&retired.entry.name()))?;
+            }
+        }
+        self.catalogue
+            .retired
+            .retain(|retired| retired.since > oldest);
+        Ok(())
+    }
+}

@@ -1,0 +1,123 @@
+//! Where things stand in a store's folder (docs/store.md). Paths are made here and nowhere
+//! else, always from ids, never from a name that came out of a file.
+
+use std::path::{Path, PathBuf};
+
+use hrl_format::id::{LogId, PointId, VolumeId};
+use hrl_format::units::Epoch;
+
+use super::catalogue::View;
+
+/// The folder of a store.
+#[derive(Clone, Debug)]
+pub(super) struct StoreFolder(PathBuf);
+
+impl StoreFolder {
+    pub(super) fn new(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// What makes the folder a store: format and id.
+    pub(super) fn marker(&self) -> PathBuf {
+        self.0.join("replica-store.json")
+    }
+
+    /// Held while a volume is made, so that no two get one name.
+    pub(super) fn lock(&self) -> PathBuf {
+        self.0.join("lock")
+    }
+
+    pub(super) fn volumes(&self) -> PathBuf {
+        self.0.join("volumes")
+    }
+
+    pub(super) fn volume(&self, id: VolumeId) -> VolumeFolder {
+        VolumeFolder {
+            path: self.volumes().join(id.to_string()),
+            id,
+        }
+    }
+}
+
+/// The folder of one volume in a store.
+#[derive(Clone, Debug)]
+pub(super) struct VolumeFolder {
+    path: PathBuf,
+    id: VolumeId,
+}
+
+impl VolumeFolder {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn id(&self) -> VolumeId {
+        self.id
+    }
+
+    /// The two copies of the catalogue.
+    pub(super) fn catalogues(&self) -> [PathBuf; 2] {
+        [self.path.join("catalogue.0"), self.path.join("catalogue.1")]
+    }
+
+    /// The base, where it is a raw image.
+    pub(super) fn base(&self) -> PathBuf {
+        self.path.join("base.img")
+    }
+
+    /// Held by the one writer.
+    pub(super) fn lock(&self) -> PathBuf {
+        self.path.join("lock")
+    }
+
+    pub(super) fn logs(&self) -> PathBuf {
+        self.path.join("logs")
+    }
+
+    pub(super) fn log(&self, name: &LogName) -> PathBuf {
+        self.logs().join(name.to_string())
+    }
+
+    /// Logs that are being written.
+    pub(super) fn incoming(&self) -> PathBuf {
+        self.path.join("incoming")
+    }
+
+    pub(super) fn incoming_log(&self, name: &LogName) -> PathBuf {
+        self.incoming().join(name.to_string())
+    }
+
+    pub(super) fn leases(&self) -> PathBuf {
+        self.path.join("leases")
+    }
+
+    pub(super) fn point_lease(&self, point: PointId) -> PathBuf {
+        self.leases().join(point.to_string())
+    }
+
+    pub(super) fn view_lease(&self, view: View) -> PathBuf {
+        self.leases().join(format!("view-{view}"))
+    }
+
+    /// The folders within it.
+    pub(super) fn folders(&self) -> [PathBuf; 3] {
+        [self.logs(), self.incoming(), self.leases()]
+    }
+}
+
+/// The name of a log's file: its first epoch, so that a listing is in order, and its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LogName {
+    pub(super) first: Epoch,
+    pub(super) log: LogId,
+}
+
+impl std::fmt::Display for LogName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}-{}.hrl", self.first.get(), self.log)
+    }
+}

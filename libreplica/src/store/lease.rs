@@ -1,0 +1,222 @@
+//! Leases: whoever reads a point holds shared locks on two files, with or without a daemon, and
+//! without the right to write to the store. One is the point's: while it is held the
+//! point is not dropped, and so nothing is folded past it. The other is the view's: while it
+//! is held no log that the view needs is deleted.
+//!
+//! The writer makes both files before it lists the point or the view. A reader locks, then
+//! reads the catalogue again: the point and the view that it locked must still be there. The
+//! writer lets go in the other order: first the catalogue, then the file, under an exclusive lock.
+//!
+//! Files, not byte ranges of one: flock ends with the process that holds it, works on
+//! read-only filesystems, and `lsof` names the reader.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::path::Path;
+
+use hrl_format::id::PointId;
+
+use super::catalogue::{Catalogue, View};
+use super::catalogue_file;
+use super::durable::{self, StoreFile};
+use super::layout::VolumeFolder;
+use crate::error::{Error, ErrorKind, Result};
+
+const TAKE: &str = "take a lease";
+
+/// A reader's hold on a view and, unless it reads logs only, on a point.
+#[derive(Debug)]
+pub(super) struct Lease {
+    _view: Option<File>,
+    _point: Option<File>,
+}
+
+/// What a lease is wanted for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wanted {
+    /// The logs and the base of the current view.
+    View,
+    /// The same, and one point.
+    Point(PointId),
+}
+
+impl Lease {
+    /// Takes a lease and returns it with the catalogue that it protects.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if the point is not listed (any more); [`ErrorKind::Busy`] if the
+    /// store changed faster than the lease could be taken.
+    pub(super) fn take(folder: &VolumeFolder, wanted: Wanted) -> Result<(Self, Catalogue)> {
+        // Each round is lost only to a fold that ended right then; folds take far longer.
+        for _ in 0..100 {
+            let view = catalogue_file::load(folder)?.catalogue.view;
+            let Some(view_lock) = share(&folder.view_lease(view))? else {
+                continue;
+            };
+            let point_lock = match wanted {
+                Wanted::View => None,
+                Wanted::Point(id) => match share_point(folder, id)? {
+                    Some(lock) => Some(lock),
+                    None => continue,
+                },
+            };
+            let catalogue = catalogue_file::load(folder)?.catalogue;
+            if let Wanted::Point(id) = wanted
+                && catalogue.point(id).is_none()
+            {
+                return Err(no_such_point(folder, id));
+            }
+            if catalogue.view == view {
+                let lease = Self {
+                    _view: view_lock.0,
+                    _point: point_lock.and_then(|lock| lock.0),
+                };
+                return Ok((lease, catalogue));
+            }
+        }
+        Err(Error::new(ErrorKind::Busy, TAKE)
+            .path(folder.leases())
+            .detail("the store is being changed")
+            .advice("try again"))
+    }
+}
+
+/// The error for a point that is not in the catalogue.
+pub(super) fn no_such_point(folder: &VolumeFolder, id: PointId) -> Error {
+    Error::new(ErrorKind::NotFound, "open a recovery point")
+        .path(folder.path())
+        .detail(format!("there is no point {id}"))
+        .advice("`replica points` lists those there are; retention may have dropped it")
+}
+
+/// A shared lock; of a store on a read-only filesystem, where nothing can change, none.
+struct Shared(Option<File>);
+
+/// Locks a lease file; `None` if the writer is just taking it away.
+fn share(path: &Path) -> Result<Option<Shared>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => match make(path) {
+            Ok(file) => file,
+            Err(e) if e.raw_os_error() == Some(libc::EROFS) => return Ok(Some(Shared(None))),
+            Err(e) => return Err(Error::io(TAKE, e).path(path)),
+        },
+        Err(e) => return Err(Error::io(TAKE, e).path(path)),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(Some(Shared(Some(file)))),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(e)) => Err(Error::io(TAKE, e).path(path)),
+    }
+}
+
+/// Like [`share`], but makes no file for a point that is not listed.
+fn share_point(folder: &VolumeFolder, id: PointId) -> Result<Option<Shared>> {
+    let path = folder.point_lease(id);
+    if !path.exists() && catalogue_file::load(folder)?.catalogue.point(id).is_none() {
+        return Err(no_such_point(folder, id));
+    }
+    share(&path)
+}
+
+fn make(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+}
+
+/// Makes the lease file of a point or a view. Not synced: a lost one is made again when the
+/// store is opened for writing.
+pub(super) fn prepare(path: &Path) -> Result<()> {
+    match path.exists() {
+        true => Ok(()),
+        false => StoreFile::create(path.to_owned()).map(drop),
+    }
+}
+
+/// An exclusive lock on a lease file: no reader holds it, and none can take it.
+#[derive(Debug)]
+pub(super) struct Withdrawn {
+    _file: File,
+}
+
+/// Keeps readers away; `None` if one is there.
+pub(super) fn withdraw(path: &Path) -> Result<Option<Withdrawn>> {
+    let file = make(path).map_err(|e| Error::io("look for readers", e).path(path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(Withdrawn { _file: file })),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(e)) => Err(Error::io("look for readers", e).path(path)),
+    }
+}
+
+/// The points that somebody reads now, in the order of `catalogue`.
+pub(super) fn held_points(folder: &VolumeFolder, catalogue: &Catalogue) -> Result<Vec<PointId>> {
+    let mut held = Vec::new();
+    for point in &catalogue.points {
+        if is_held(&folder.point_lease(point.id))? {
+            held.push(point.id);
+        }
+    }
+    Ok(held)
+}
+
+/// A full store names whoever holds its room. Other errors are passed on.
+pub(super) fn explain_full(folder: &VolumeFolder, error: Error) -> Error {
+    if error.kind() != ErrorKind::Full {
+        return error;
+    }
+    let loaded = catalogue_file::load(folder);
+    let held = loaded.and_then(|loaded| held_points(folder, &loaded.catalogue));
+    let held: Vec<String> = held
+        .unwrap_or_default()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    if held.is_empty() {
+        return error.advice("free room there, or keep fewer points (--retain)");
+    }
+    error.advice(format!(
+        "free room there; point {} is being read and cannot be dropped (see `lsof {}/*`)",
+        held.join(", "),
+        folder.leases().display()
+    ))
+}
+
+fn is_held(path: &Path) -> Result<bool> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(Error::io("look for readers", e).path(path)),
+    };
+    // Let go at once: for that moment a reader that comes has to try again.
+    match file.try_lock() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(e)) => Err(Error::io("look for readers", e).path(path)),
+    }
+}
+
+/// Takes away the lease files of views before `current` that nobody holds, and returns the
+/// oldest view that is needed still.
+pub(super) fn oldest_view(folder: &VolumeFolder, current: View) -> Result<View> {
+    let mut oldest = current;
+    for name in durable::names_in(&folder.leases())? {
+        let Some(view) = name.strip_prefix("view-").and_then(View::parse) else {
+            continue;
+        };
+        if view >= current {
+            continue;
+        }
+        let path = folder.view_lease(view);
+        match withdraw(&path)? {
+            Some(_withdrawn) => durable::remove(&path)?,
+            None => oldest = oldest.min(view),
+        }
+    }
+    Ok(oldest)
+}

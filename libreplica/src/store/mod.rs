@@ -1,0 +1,46 @@
+//! The store: a local folder that keeps, for each volume, a base image, the chain of sealed
+//! logs over it, and a catalogue of recovery points (docs/store.md). Ingest is one sequential
+//! write. A point is read through the sorted indexes of the logs up to it, newest first, over the
+//! base. Retention drops points, folds the logs that no point needs into the base, and
+//! gives their room back.
+//!
+//! Everything is crash-safe by order alone: data before the pointer to it. The catalogue is
+//! the only pointer; a file that it does not name is the trace of something interrupted.
+
+mod base;
+mod baseline;
+mod catalogue;
+mod catalogue_file;
+mod durable;
+mod epoch;
+mod fold;
+mod folder;
+mod frames;
+mod ingest;
+mod json;
+mod layers;
+mod layout;
+mod lease;
+mod lock;
+mod output;
+mod point_reader;
+mod reader;
+mod recover;
+mod restore;
+mod retain;
+mod sources;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use baseline::Baseline;
+pub use catalogue::{Base, Catalogue, CatalogueGeneration, LogEntry, LogLink, Point};
+pub use epoch::EpochLog;
+pub use fold::FoldStep;
+pub use folder::{Store, VolumeEntry, VolumeSpec};
+pub use output::{Overwrite, Progress};
+pub use point_reader::{PieceKind, PointPiece, PointReader};
+pub use reader::{PointSelector, VolumeReader};
+pub use restore::{RestoreOptions, RestoreProof, Restored};
+pub use retain::Retained;
+pub use writer::{Committed, VolumeWriter};

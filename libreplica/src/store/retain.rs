@@ -1,0 +1,62 @@
+//! Retention: points that have expired leave the catalogue. That alone gives no room back; it
+//! allows the logs up to the oldest point that is left to be folded (`fold.rs`).
+
+use hrl_format::id::PointId;
+use hrl_format::units::Timestamp;
+
+use super::durable;
+use super::lease;
+use super::writer::VolumeWriter;
+use crate::error::Result;
+use crate::policy::Retention;
+
+/// What retention did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Retained {
+    /// The points that are gone.
+    pub dropped: Vec<PointId>,
+    /// The points that have expired and stay, because somebody reads them now.
+    pub leased: Vec<PointId>,
+}
+
+impl VolumeWriter {
+    /// Drops the points that `policy` does not keep at `now`: never the newest, never one
+    /// that is being read. Durable when it returns. [`VolumeWriter::fold_step`] gives back the room.
+    ///
+    /// # Errors
+    /// The system's; the points are then as before.
+    pub fn retain(&mut self, policy: &Retention, now: Timestamp) -> Result<Retained> {
+        self.usable()?;
+        let points = &self.catalogue.points;
+        let times: Vec<_> = points.iter().map(|point| (point.id, point.time)).collect();
+        let newest = points.last().map(|point| point.id);
+        let mut retained = Retained::default();
+        // Held until the catalogue is durable: no reader comes in between.
+        let mut withdrawn = Vec::new();
+        for id in policy.expired(&times, now) {
+            if Some(id) == newest {
+                continue;
+            }
+            match lease::withdraw(&self.folder.point_lease(id))? {
+                Some(lock) => {
+                    withdrawn.push(lock);
+                    retained.dropped.push(id);
+                }
+                None => retained.leased.push(id),
+            }
+        }
+        if retained.dropped.is_empty() {
+            return Ok(retained);
+        }
+        let mut next = self.catalogue.clone();
+        next.points
+            .retain(|point| !retained.dropped.contains(&point.id));
+        self.save(next)
+            .map_err(|e| lease::explain_full(&self.folder, e))?;
+        for id in &retained.dropped {
+            durable::remove(&self.folder.point_lease(*id))?;
+        }
+        Ok(retained)
+    }
+}

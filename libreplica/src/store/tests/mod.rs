@@ -1,0 +1,46 @@
+//! Tests of the store as a whole: what is refused, what a crash leaves, and whether every point
+//! is what it was.
+
+mod crash;
+mod folder;
+mod model;
+mod power;
+mod random;
+
+use std::path::Path;
+
+use hrl_format::units::{BlockSize, SectorSize, VolumeSize};
+
+pub(super) use crash::record;
+
+use crate::geometry::Geometry;
+
+/// A folder for one test.
+struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    /// In memory, for tests that sync all the time.
+    fn in_memory() -> Self {
+        Self(
+            tempfile::tempdir_in("/dev/shm")
+                .or_else(|_| tempfile::tempdir())
+                .unwrap(),
+        )
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+fn geometry(bytes: u64) -> Geometry {
+    Geometry {
+        size: VolumeSize::new(bytes),
+        block: BlockSize::MIN,
+        sector: SectorSize::B512,
+    }
+}
