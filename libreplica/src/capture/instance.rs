@@ -1,0 +1,272 @@
+//! What a tracker knows beside the marks: causes to take the whole volume for dirty, writes
+//! in flight, counters. Shared with observers in other threads, which only look on.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::bitmap::Bitmap;
+use crate::capture::counters::{Counters, InFlight, WidenCause};
+use crate::capture::disk::{Completion, Disk};
+use crate::capture::pins::{FLIGHT, PROGRAMS, Pins};
+use crate::capture::state::{PARTS, PROGRAM_CAUSES, Word};
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::geometry::Geometry;
+use crate::sys::bpf;
+
+/// What tracker and observers share.
+#[derive(Debug)]
+pub(super) struct Instance {
+    pub pins: Pins,
+    pub parts: [Bitmap; PARTS],
+    pub disk: Disk,
+}
+
+/// Causes as counted at one moment, and which of them grew since they were last noted.
+#[derive(Debug, Default)]
+pub(super) struct Causes {
+    counted: [u64; PROGRAM_CAUSES],
+    misses: [u64; PROGRAMS.len()],
+    stats_offset: Option<u64>,
+    grown: Vec<WidenCause>,
+}
+
+impl Causes {
+    pub(super) fn first(&self) -> Option<WidenCause> {
+        self.grown.first().copied()
+    }
+}
+
+/// How many noted writes are looked through at a time.
+const MOST_STALE: usize = 1 << 16;
+
+/// What comparing with the kernel's counters has shown.
+enum Comparison {
+    /// Not now, or not on this disk.
+    Impossible,
+    /// The same difference as ever, which this is.
+    Same(u64),
+    /// Another difference than before.
+    Differs(u64),
+}
+
+impl Instance {
+    /// Reads all causes. To be called when no program holds the bitmap being drained.
+    pub(super) fn causes(&self) -> Result<Causes> {
+        let state = &self.pins.state;
+        let mut causes = Causes::default();
+        for (i, &cause) in WidenCause::ALL.iter().take(PROGRAM_CAUSES).enumerate() {
+            causes.counted[i] = state.at(Word::Causes, i).load(Ordering::Acquire);
+            if causes.counted[i] != state.at(Word::NotedCauses, i).load(Ordering::Acquire) {
+                causes.grown.push(cause);
+            }
+        }
+        causes.misses = self.misses()?;
+        let missed =
+            causes.misses.iter().enumerate().any(|(i, &misses)| {
+                misses != state.at(Word::NotedMisses, i).load(Ordering::Acquire)
+            });
+        if missed {
+            causes.grown.push(WidenCause::MissedEvents);
+        }
+        match self.compare_with_kernel()? {
+            Comparison::Impossible => {}
+            Comparison::Same(offset) => causes.stats_offset = Some(offset),
+            Comparison::Differs(offset) => {
+                causes.stats_offset = Some(offset);
+                causes.grown.push(WidenCause::StatsDiffer);
+            }
+        }
+        Ok(causes)
+    }
+
+    /// Takes note of `causes`, whose consequence is in the bitmaps by now.
+    pub(super) fn note(&self, causes: &Causes) {
+        let state = &self.pins.state;
+        for &cause in &causes.grown {
+            state.count_widening(cause);
+        }
+        for (i, &counted) in causes.counted.iter().enumerate() {
+            state
+                .at(Word::NotedCauses, i)
+                .store(counted, Ordering::Release);
+        }
+        for (i, &misses) in causes.misses.iter().enumerate() {
+            state
+                .at(Word::NotedMisses, i)
+                .store(misses, Ordering::Release);
+        }
+        if let Some(offset) = causes.stats_offset {
+            state.set(Word::StatsOffset, offset);
+            state.set(Word::StatsNoted, 1);
+        }
+    }
+
+    /// How often the kernel skipped each program.
+    fn misses(&self) -> Result<[u64; PROGRAMS.len()]> {
+        let mut misses = [0; PROGRAMS.len()];
+        for (count, program) in misses.iter_mut().zip(&self.pins.programs) {
+            let read = bpf::recursion_misses(std::os::fd::AsFd::as_fd(program));
+            *count = read
+                .at("ask for missed events", &self.pins.folder)?
+                .unwrap_or(0);
+        }
+        Ok(misses)
+    }
+
+    /// Compares the sectors that were seen in requests with what the kernel has counted;
+    /// possible only while nothing is in flight. Their difference must never change.
+    fn compare_with_kernel(&self) -> Result<Comparison> {
+        let state = &self.pins.state;
+        if self.disk.completion != Completion::ByRequest {
+            return Ok(Comparison::Impossible);
+        }
+        if !self.disk.counts_requests()? {
+            state.set(Word::StatsNoted, 0);
+            return Ok(Comparison::Impossible);
+        }
+        let mut offset = 0;
+        // A request is seen a moment before it is counted: look twice before complaining.
+        for _ in 0..3 {
+            let before = self.disk.stats()?;
+            let seen = state.get(Word::RequestSectors);
+            if before.in_flight != 0 || before != self.disk.stats()? {
+                return Ok(Comparison::Impossible);
+            }
+            offset = (before.write_sectors + before.discard_sectors).wrapping_sub(seen);
+            let noted = state.get(Word::StatsNoted) != 0;
+            if !noted || offset == state.get(Word::StatsOffset) {
+                return Ok(Comparison::Same(offset));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(Comparison::Differs(offset))
+    }
+
+    pub(super) fn dirty_blocks(&self) -> u64 {
+        let [first, second, epoch] = &self.parts;
+        Bitmap::count_union(&[first, second, epoch])
+    }
+
+    pub(super) fn in_flight(&self) -> Result<InFlight> {
+        let state = &self.pins.state;
+        // Completions first: what ends in between is then counted as in flight.
+        let completed = state.get(Word::Completed);
+        let completed_sectors = state.get(Word::CompletedSectors);
+        let submitted_sectors = state.get(Word::SubmittedSectors);
+        let submitted = state.get(Word::Submitted);
+        Ok(InFlight {
+            writes: submitted.saturating_sub(completed),
+            sectors: submitted_sectors.saturating_sub(completed_sectors),
+            requests: self.disk.writes_in_flight()?,
+        })
+    }
+
+    /// Forgets writes noted as in flight whose completion the kernel skipped: all that were
+    /// noted before a moment at which the kernel itself had nothing in flight. Should one
+    /// live after all, its request marks it, or it is found unmatched; nothing is lost.
+    pub(super) fn drop_stale_flights(&self, causes: &Causes) -> Result<()> {
+        const OPERATION: &str = "look through the writes in flight";
+        let state = &self.pins.state;
+        let skipped = causes.misses.iter().any(|&misses| misses != 0);
+        if !skipped || state.get(Word::Submitted) == state.get(Word::Completed) {
+            return Ok(());
+        }
+        let (flights, folder) = (&self.pins.flights, &self.pins.folder);
+        let mut noted: Vec<(u64, [u8; FLIGHT])> = Vec::new();
+        let mut key = None;
+        // Where keys come and go, the walk may begin again: it needs an end of its own.
+        while let Some(next) = flights.next_key(key).at(OPERATION, folder)? {
+            if let Some(value) = flights.get(next).at(OPERATION, folder)? {
+                noted.push((next, value));
+            }
+            key = Some(next);
+            if noted.len() > MOST_STALE {
+                break;
+            }
+        }
+        if !self.disk.counts_requests()? || self.disk.stats()?.in_flight != 0 {
+            return Ok(());
+        }
+        for (key, value) in noted {
+            let same = flights.get(key).at(OPERATION, folder)? == Some(value);
+            if same && flights.remove(key).at(OPERATION, folder)? {
+                let left = u64::from_ne_bytes(std::array::from_fn(|i| value[24 + i]));
+                let add = |word, n| state.at(word, 0).fetch_add(n, Ordering::AcqRel);
+                add(Word::Stale, 1);
+                add(Word::CompletedSectors, left);
+                add(Word::Completed, 1);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn counters(&self) -> Result<Counters> {
+        let state = &self.pins.state;
+        let widened = WidenCause::ALL
+            .iter()
+            .enumerate()
+            .filter_map(|(i, &cause)| {
+                let count = state.at(Word::Widened, i).load(Ordering::Acquire);
+                (count != 0).then_some((cause, count))
+            });
+        Ok(Counters {
+            submitted: state.get(Word::Submitted),
+            submitted_sectors: state.get(Word::SubmittedSectors),
+            completed: state.get(Word::Completed),
+            completed_sectors: state.get(Word::CompletedSectors),
+            requests: state.get(Word::Requests),
+            request_sectors: state.get(Word::RequestSectors),
+            stale: state.get(Word::Stale),
+            missed_events: self.misses()?.iter().sum(),
+            widened: widened.collect(),
+        })
+    }
+}
+
+/// Looks on while a [`crate::capture::Tracker`] works in another thread.
+#[derive(Clone, Debug)]
+pub struct Observer {
+    pub(super) instance: Arc<Instance>,
+}
+
+impl Observer {
+    /// How many blocks are marked, in a round, or in an epoch that was not acknowledged.
+    pub fn dirty_blocks(&self) -> u64 {
+        self.instance.dirty_blocks()
+    }
+
+    /// What is on its way to the disk. Ask this before [`Self::dirty_blocks`]: a write is
+    /// marked before it counts as complete.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Vanished`] if the disk is gone.
+    pub fn in_flight(&self) -> Result<InFlight> {
+        self.instance.in_flight()
+    }
+
+    /// What was counted since the tracker was attached.
+    ///
+    /// # Errors
+    /// What the kernel says when asked for a program's misses.
+    pub fn counters(&self) -> Result<Counters> {
+        self.instance.counters()
+    }
+
+    /// How the volume falls into blocks.
+    pub fn geometry(&self) -> Geometry {
+        self.instance.pins.identity.geometry
+    }
+
+    /// Whether the disk is still there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Vanished`] if not.
+    pub fn check(&self) -> Result<()> {
+        let disk = &self.instance.disk;
+        if disk.diskseq_now()? == disk.diskseq {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Vanished, "look at the disk").path(&disk.path))
+    }
+}

@@ -1,0 +1,132 @@
+//! Proof, at attach, that the programs see this disk: reads of our own are followed from
+//! submission to completion. A driver that completes bios in a way the block layer does not
+//! announce would show here, before anybody relies on it.
+
+use std::time::{Duration, Instant};
+
+use crate::capture::disk::{Completion, Disk};
+use crate::capture::state::{State, Word};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::reader::{ReadEngine, Reader, ReaderOptions};
+use crate::units::{ByteLen, ByteOffset, Extent};
+
+const READS: u64 = 8;
+const LIMIT: Duration = Duration::from_secs(2);
+const OPERATION: &str = "check that the disk's reads and writes are seen";
+
+// The values of `Word::Probing`.
+const OFF: u64 = 0;
+const ALL: u64 = 1;
+const ENDS: u64 = 2;
+
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    submitted: u64,
+    completed: u64,
+    requests: u64,
+}
+
+fn seen(state: &State) -> Seen {
+    Seen {
+        completed: state.get(Word::ProbeCompleted),
+        submitted: state.get(Word::ProbeSubmitted),
+        requests: state.get(Word::ProbeRequests),
+    }
+}
+
+/// Reads a little of `disk`, and checks that each read was seen to begin and to end.
+///
+/// # Errors
+/// [`ErrorKind::Kernel`] if not; [`ErrorKind::Io`] and [`ErrorKind::Vanished`] if the disk
+/// could not be read.
+pub(super) fn probe(disk: &Disk, state: &State) -> Result<()> {
+    state.set(Word::Probing, ALL);
+    let before = seen(state);
+    let read = read_a_little(disk);
+    state.set(Word::Probing, ENDS);
+    let began = Instant::now();
+    let result = loop {
+        let now = seen(state);
+        let verdict = judge(before, now, disk.completion);
+        if verdict.is_ok() || began.elapsed() > LIMIT {
+            break verdict;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    state.set(Word::Probing, OFF);
+    read?;
+    result.map_err(|what| {
+        Error::new(ErrorKind::Kernel, OPERATION)
+            .path(&disk.path)
+            .detail(what)
+            .advice("use --capture ublk or --capture nbd")
+    })
+}
+
+fn read_a_little(disk: &Disk) -> Result<()> {
+    let sector = u64::from(disk.sector.get());
+    let piece = disk.sector.get().max(4096);
+    let options = ReaderOptions {
+        depth: 1,
+        piece,
+        engine: ReadEngine::Plain,
+    };
+    let mut reader = Reader::open(&disk.path, disk.sector, options)?;
+    let step = disk.size.get() / READS / sector * sector;
+    let places = (0..READS).map(|i| ByteOffset::new(i * step));
+    let mut pieces = reader.pieces(places.filter_map(|at| Extent::new(at, ByteLen::new(sector))));
+    while pieces.next()?.is_some() {}
+    Ok(())
+}
+
+/// Whether what was counted proves that the programs see the disk. Others read, too.
+fn judge(before: Seen, now: Seen, completion: Completion) -> Result<(), String> {
+    let submitted = now.submitted - before.submitted;
+    let completed = now.completed - before.completed;
+    if submitted < READS {
+        return Err(format!("of {READS} reads, {submitted} were seen to begin"));
+    }
+    if completed != submitted {
+        return Err(format!(
+            "of {submitted} reads, {completed} were seen to end"
+        ));
+    }
+    if completion == Completion::ByRequest && now.requests == before.requests {
+        return Err("no request was seen to end".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: Seen = Seen {
+        submitted: 5,
+        completed: 5,
+        requests: 5,
+    };
+
+    #[test]
+    fn only_whole_sight_is_a_proof() {
+        let now = |submitted, completed, requests| {
+            let seen = Seen {
+                submitted,
+                completed,
+                requests,
+            };
+            judge(NONE, seen, Completion::ByRequest).is_ok()
+        };
+        assert!(now(13, 13, 6));
+        assert!(now(40, 40, 9), "others read at the same time");
+        assert!(!now(5, 5, 6), "submissions are not seen");
+        assert!(!now(13, 12, 6), "a completion is not seen");
+        assert!(!now(13, 13, 5), "requests are not seen");
+        let seen = Seen {
+            submitted: 13,
+            completed: 13,
+            requests: 5,
+        };
+        assert!(judge(NONE, seen, Completion::ByBio).is_ok());
+    }
+}

@@ -1,0 +1,372 @@
+//! One volume's tracker: attaches the programs or takes over those that run, and drains the
+//! marks in rounds.
+//!
+//! Three bitmaps lie in pinned memory. The programs mark in one of two; `swap` makes the
+//! other active, waits until no program holds the old one, and adds what that has to the
+//! third, the epoch's, before the caller sees it. So at every instant the union of the
+//! three is all that was written since the last acknowledged epoch, and a process that is
+//! killed anywhere in here loses nothing: `adopt` finds the union again.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::bitmap::Bitmap;
+use crate::capture::counters::{Counters, InFlight, WidenCause};
+use crate::capture::disk::{Completion, Disk};
+use crate::capture::instance::{Instance, Observer};
+#[cfg(feature = "ebpf")]
+use crate::capture::load::load;
+use crate::capture::pins::{self, Pins};
+use crate::capture::probe::probe;
+use crate::capture::spec::AttachSpec;
+use crate::capture::state::{EPOCH, Identity, Word};
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::Geometry;
+use crate::sys::bpf::Fence;
+use crate::sys::membarrier;
+use crate::units::Extent;
+
+/// How a swap waits until no program holds the old bitmap.
+#[derive(Debug)]
+enum Grace {
+    Membarrier,
+    Maps(Fence),
+}
+
+impl Grace {
+    fn pick() -> Result<Self> {
+        if membarrier::offered() {
+            return Ok(Self::Membarrier);
+        }
+        Fence::new().map(Self::Maps).map_err(|source| {
+            Error::new(ErrorKind::Kernel, "prepare to swap bitmaps")
+                .detail("the kernel offers neither membarrier (nohz_full?) nor maps of maps")
+                .source(source)
+                .advice("use --capture ublk or --capture nbd")
+        })
+    }
+
+    fn wait(&self) -> Result<()> {
+        let waited = match self {
+            Self::Membarrier => membarrier::global(),
+            Self::Maps(fence) => fence.wait(),
+        };
+        waited.map_err(|source| {
+            Error::new(ErrorKind::Kernel, "wait for running BPF programs").source(source)
+        })
+    }
+}
+
+/// Tracks one volume. Dropping it leaves the programs at work; [`Tracker::detach`] ends them.
+#[derive(Debug)]
+pub struct Tracker {
+    instance: Arc<Instance>,
+    grace: Grace,
+    /// The part that is being drained.
+    round: Option<usize>,
+}
+
+/// What a swap found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoundReport {
+    /// How many blocks are in the round.
+    pub blocks: u64,
+    /// Why the round is the whole volume, if it is; the first cause of several.
+    pub widened: Option<WidenCause>,
+}
+
+const ATTACH: &str = "attach the tracker";
+const ADOPT: &str = "adopt the tracker";
+
+impl Tracker {
+    /// Begins to track `spec`'s disk. Nothing is marked yet: what was written before is
+    /// the caller's to know (see [`Self::mark_all`] and [`crate::capture::Proof`]).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] if the volume has pins already; [`ErrorKind::Vanished`] or
+    /// [`ErrorKind::Resized`] if the disk is not as in `spec`; [`ErrorKind::Kernel`] with
+    /// what the kernel lacks, or if the disk's reads and writes cannot be followed.
+    pub fn attach(spec: &AttachSpec) -> Result<Self> {
+        check_disk(&spec.disk, ATTACH)?;
+        let grace = Grace::pick()?;
+        pins::make_pin_root(&spec.pins)?;
+        let folder = spec.pin_folder();
+        if folder.exists() {
+            return Err(Error::new(ErrorKind::Exists, ATTACH)
+                .path(folder)
+                .volume(spec.volume));
+        }
+        // What somebody left who was killed while attaching, or failed to.
+        pins::clear_unfinished(&folder)?;
+        load(spec)?;
+        let started = Self::open(spec, grace).and_then(|tracker| {
+            tracker.begin()?;
+            Ok(tracker)
+        });
+        if started.is_err() {
+            // The error that matters is the first.
+            let _ = pins::remove_pins(&spec.pins, spec.volume);
+        }
+        started
+    }
+
+    /// Takes over the tracker that an earlier process attached. Nothing is lost that was
+    /// marked since its last [`Self::acknowledge`]; what it had drained into an epoch that
+    /// it did not acknowledge comes back with [`Self::reclaim`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if the volume has no pins; [`ErrorKind::Foreign`] if they
+    /// are another state folder's; [`ErrorKind::Vanished`] if the disk was detached since,
+    /// though it may be back; [`ErrorKind::Resized`] if its size or the block size differ;
+    /// [`ErrorKind::Unsupported`] for pins of another version; [`ErrorKind::Damaged`].
+    pub fn adopt(spec: &AttachSpec) -> Result<Self> {
+        let tracker = Self::open(spec, Grace::pick()?)?;
+        check_disk(&spec.disk, ADOPT)?;
+        // Somebody may have been killed between making a part inactive and draining it.
+        tracker.grace.wait()?;
+        let inactive = tracker.instance.pins.state.active() ^ 1;
+        tracker.part(inactive).take_into(tracker.part(EPOCH));
+        Ok(tracker)
+    }
+
+    fn open(spec: &AttachSpec, grace: Grace) -> Result<Self> {
+        let pins = Pins::open(&spec.pin_folder())?;
+        compare(&pins, spec)?;
+        let layout = pins.identity.layout();
+        let part = |i: usize| Bitmap::shared(layout, Arc::clone(&pins.bits), i * layout.words());
+        let (Some(first), Some(second), Some(epoch)) = (part(0), part(1), part(EPOCH)) else {
+            return Err(Error::new(ErrorKind::Damaged, ADOPT).path(&pins.folder));
+        };
+        let parts = [first, second, epoch];
+        let instance = Arc::new(Instance {
+            pins,
+            parts,
+            disk: spec.disk.clone(),
+        });
+        Ok(Self {
+            instance,
+            grace,
+            round: None,
+        })
+    }
+
+    /// The first moments: proves that the disk is seen, and lets go by what was in flight
+    /// when the programs were attached.
+    fn begin(&self) -> Result<()> {
+        let Instance { pins, disk, .. } = &*self.instance;
+        probe(disk, &pins.state)?;
+        if disk.completion == Completion::ByBio {
+            for _ in 0..100 {
+                if disk.writes_in_flight()? == 0 {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        let causes = self.instance.causes()?;
+        self.instance.note(&causes);
+        Ok(())
+    }
+
+    fn part(&self, index: usize) -> &Bitmap {
+        &self.instance.parts[index]
+    }
+
+    fn active(&self) -> &Bitmap {
+        self.part(self.instance.pins.state.active())
+    }
+
+    /// Begins a round: what was marked until now is [`Self::round`], new marks go to the
+    /// other bitmap. A write in flight across the swap is marked again when it completes.
+    /// Takes as long as the kernel's grace period: milliseconds.
+    ///
+    /// # Errors
+    /// [`ErrorKind::State`] if the last round is not finished; [`ErrorKind::Vanished`] and
+    /// [`ErrorKind::Resized`] if the disk is gone or has another size; [`ErrorKind::Kernel`]
+    /// if waiting failed. Nothing is lost then.
+    pub fn swap(&mut self) -> Result<RoundReport> {
+        const OPERATION: &str = "begin a round";
+        if self.round.is_some() {
+            return Err(Error::new(ErrorKind::State, OPERATION).detail("one is under way"));
+        }
+        check_disk(&self.instance.disk, OPERATION)?;
+        let state = &self.instance.pins.state;
+        let old = state.active();
+        state.set(Word::Active, (old ^ 1) as u64);
+        self.grace.wait()?;
+
+        let causes = self.instance.causes()?;
+        let widened = causes.first();
+        let drained = self.part(old);
+        if widened.is_some() {
+            drained.set_all();
+        }
+        self.part(EPOCH).merge_from(drained);
+        let blocks = drained.count();
+        self.instance.note(&causes);
+        self.instance.drop_stale_flights(&causes)?;
+        self.round = Some(old);
+        Ok(RoundReport { blocks, widened })
+    }
+
+    /// The blocks of the round that [`Self::swap`] began, to be read from the disk; after
+    /// [`Self::finish_round`], none.
+    pub fn round(&self) -> &Bitmap {
+        let inactive = self.instance.pins.state.active() ^ 1;
+        self.part(self.round.unwrap_or(inactive))
+    }
+
+    /// Ends the round: its blocks were read. They stay in the epoch.
+    pub fn finish_round(&mut self) {
+        if let Some(part) = self.round.take() {
+            self.part(part).clear();
+        }
+    }
+
+    /// What was marked since the last swap, and will be in the next round.
+    pub fn pending(&self) -> &Bitmap {
+        self.active()
+    }
+
+    /// Takes back an epoch that the target will not get: whatever was drained since the
+    /// last [`Self::acknowledge`] is marked again. Ends a round that is under way.
+    pub fn reclaim(&mut self) {
+        self.active().merge_from(self.part(EPOCH));
+        self.finish_round();
+        self.part(EPOCH).clear();
+    }
+
+    /// The target has durably what was drained: the epoch's blocks are forgotten.
+    ///
+    /// # Errors
+    /// [`ErrorKind::State`] if a round is under way: its blocks belong to an epoch that
+    /// nobody has yet.
+    pub fn acknowledge(&mut self) -> Result<()> {
+        if self.round.is_some() {
+            let error = Error::new(ErrorKind::State, "acknowledge an epoch");
+            return Err(error.detail("a round is under way"));
+        }
+        self.part(EPOCH).clear();
+        Ok(())
+    }
+
+    /// Marks the blocks of `extent`.
+    pub fn mark(&mut self, extent: Extent) {
+        if let Some(run) = self.geometry().run_of(extent) {
+            self.active().set_run(run);
+        }
+    }
+
+    /// Marks the whole volume, and counts why.
+    pub fn mark_all(&mut self, cause: WidenCause) {
+        self.active().set_all();
+        self.instance.pins.state.count_widening(cause);
+    }
+
+    /// How the volume falls into blocks.
+    pub fn geometry(&self) -> Geometry {
+        self.instance.pins.identity.geometry
+    }
+
+    /// The disk, as it was given.
+    pub fn disk(&self) -> &Disk {
+        &self.instance.disk
+    }
+
+    /// See [`Observer::dirty_blocks`].
+    pub fn dirty_blocks(&self) -> u64 {
+        self.instance.dirty_blocks()
+    }
+
+    /// See [`Observer::in_flight`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Vanished`] if the disk is gone.
+    pub fn in_flight(&self) -> Result<InFlight> {
+        self.instance.in_flight()
+    }
+
+    /// See [`Observer::counters`].
+    ///
+    /// # Errors
+    /// What the kernel says when asked for a program's misses.
+    pub fn counters(&self) -> Result<Counters> {
+        self.instance.counters()
+    }
+
+    /// A handle that looks on, for another thread.
+    pub fn observer(&self) -> Observer {
+        Observer {
+            instance: Arc::clone(&self.instance),
+        }
+    }
+
+    /// Ends tracking and removes the pins.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn detach(self) -> Result<()> {
+        let Pins {
+            folder, identity, ..
+        } = &self.instance.pins;
+        pins::remove_pins(folder.parent().unwrap_or(Path::new("/")), identity.volume)
+    }
+}
+
+#[cfg(not(feature = "ebpf"))]
+fn load(spec: &AttachSpec) -> Result<()> {
+    Err(Error::new(ErrorKind::Unsupported, ATTACH)
+        .path(&spec.disk.path)
+        .detail("built without the feature `ebpf`"))
+}
+
+/// Whether the disk that has this device number is still the one that was given.
+fn check_disk(disk: &Disk, operation: &'static str) -> Result<()> {
+    let now = disk.diskseq_now()?;
+    if now != disk.diskseq {
+        return Err(Error::new(ErrorKind::Vanished, operation)
+            .path(&disk.path)
+            .detail(format!("disk sequence number {now}, was {}", disk.diskseq)));
+    }
+    let size = disk.size_now()?;
+    if size != disk.size {
+        return Err(Error::new(ErrorKind::Resized, operation)
+            .path(&disk.path)
+            .detail(format!("{size} bytes, was {}", disk.size)));
+    }
+    Ok(())
+}
+
+/// Whether `pins` are what `spec` asks for.
+fn compare(pins: &Pins, spec: &AttachSpec) -> Result<()> {
+    let (found, wanted) = (&pins.identity, Identity::of(spec));
+    let differ = |kind, what: String| Err(Error::new(kind, ADOPT).path(&pins.folder).detail(what));
+    if found.volume != wanted.volume || found.folder != wanted.folder {
+        let what = format!(
+            "volume {} of state folder {}, not volume {} of {}",
+            found.volume, found.folder, wanted.volume, wanted.folder
+        );
+        return differ(ErrorKind::Foreign, what);
+    }
+    let device = |id: &Identity| (id.major, id.minor, id.diskseq);
+    if device(found) != device(&wanted) {
+        let what = format!(
+            "they track {} ({}:{}, sequence {}); now it is {} ({}:{}, sequence {})",
+            found.name,
+            found.major,
+            found.minor,
+            found.diskseq,
+            wanted.name,
+            wanted.major,
+            wanted.minor,
+            wanted.diskseq
+        );
+        return differ(ErrorKind::Vanished, what);
+    }
+    if found.geometry != wanted.geometry {
+        let what = format!("{:?}, wanted {:?}", found.geometry, wanted.geometry);
+        return differ(ErrorKind::Resized, what);
+    }
+    Ok(())
+}
