@@ -19,7 +19,7 @@ fn rounds_have_what_was_written_and_nothing_else() {
     write_direct(&disk.path, 64 * MIB - 8192, 8192, 4);
     let block = 3 * MIB / 4096;
     let (report, runs) = drain(&mut tracker);
-    assert_eq!(runs, [2..3, block..block + 1, 16382..16384]);
+    assert_eq!(runs, [(2, 3), (block, block + 1), (16382, 16384)]);
     assert_eq!(report.widened, None);
     assert_eq!(drain(&mut tracker).1, []);
     assert!(tracker.in_flight().unwrap().is_none());
@@ -38,9 +38,9 @@ fn an_epoch_is_kept_until_acknowledged() {
     let pinned = Pinned::new(&disk.path);
     let mut tracker = Tracker::attach(&pinned.spec).unwrap();
     write_direct(&disk.path, 0, 4096, 1);
-    assert_eq!(drain(&mut tracker).1, [0..1]);
+    assert_eq!(drain(&mut tracker).1, [(0, 1)]);
     write_direct(&disk.path, 40960, 4096, 1);
-    assert_eq!(drain(&mut tracker).1, [10..11]);
+    assert_eq!(drain(&mut tracker).1, [(10, 11)]);
     assert_eq!(tracker.dirty_blocks(), 2);
     // The target never got it.
     tracker.reclaim();
@@ -56,9 +56,9 @@ fn an_epoch_is_kept_until_acknowledged() {
     assert_eq!(drain(&mut tracker).1, []);
     // What the caller marks, and why.
     tracker.mark(devices::extent(4095, 2));
-    assert_eq!(drain(&mut tracker).1, [0..2]);
+    assert_eq!(drain(&mut tracker).1, [(0, 2)]);
     tracker.mark_all(WidenCause::Asked);
-    assert_eq!(drain(&mut tracker).1, [0..4096]);
+    assert_eq!(drain(&mut tracker).1, [(0, 4096)]);
     assert_eq!(
         tracker.counters().unwrap().widened,
         [(WidenCause::Asked, 1)]
@@ -89,7 +89,7 @@ fn adoption_finds_what_was_live_in_a_round_and_in_the_epoch() {
     assert_eq!(tracker.dirty_blocks(), 4);
     tracker.reclaim();
     let (report, runs) = drain(&mut tracker);
-    assert_eq!(runs, [0..4]);
+    assert_eq!(runs, [(0, 4)]);
     assert_eq!(report.widened, None);
     tracker.acknowledge().unwrap();
     assert_eq!(tracker.dirty_blocks(), 0);

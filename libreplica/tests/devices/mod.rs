@@ -222,13 +222,17 @@ pub fn write_buffered(path: &Path, offset: u64, len: usize, byte: u8) {
     file.sync_all().unwrap();
 }
 
-/// The blocks of the next round, as ranges; the round is finished.
-pub fn drain(tracker: &mut Tracker) -> (RoundReport, Vec<std::ops::Range<u64>>) {
+/// The blocks of the next round, as starts and ends; the round is finished.
+pub fn drain(tracker: &mut Tracker) -> (RoundReport, Vec<(u64, u64)>) {
     let report = tracker.swap().unwrap();
-    let runs: Vec<_> = tracker.round().runs().map(|run| run.range()).collect();
+    let runs: Vec<_> = tracker
+        .round()
+        .runs()
+        .map(|run| (run.start.get(), run.end.get()))
+        .collect();
     assert_eq!(
         report.blocks,
-        runs.iter().map(|run| run.end - run.start).sum::<u64>()
+        runs.iter().map(|(start, end)| end - start).sum::<u64>()
     );
     tracker.finish_round();
     (report, runs)
