@@ -118,6 +118,12 @@ impl Error {
         self.0.frame
     }
 
+    /// Whether the file ended where more was expected: the file's fault, not the system's.
+    pub(crate) fn is_past_end(&self) -> bool {
+        self.io()
+            .is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
+    }
+
     /// The system's error, if there was one.
     pub fn io(&self) -> Option<&io::Error> {
         self.0

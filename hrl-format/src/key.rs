@@ -14,12 +14,21 @@ use crate::layout::CIPHER_TAG;
 
 /// A volume's key: 256 bits, wiped from memory when dropped, never printed.
 #[derive(Clone)]
-pub struct VolumeKey(Zeroizing<[u8; 32]>);
+pub struct VolumeKey {
+    bytes: Zeroizing<[u8; 32]>,
+    name: KeyId,
+}
 
 impl VolumeKey {
     /// From its 32 bytes.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(Zeroizing::new(bytes))
+        let bytes = Zeroizing::new(bytes);
+        let mut name = [0; 16];
+        name.copy_from_slice(&expand(None, &bytes, "hrl 3 key id")[..16]);
+        Self {
+            bytes,
+            name: KeyId::from_bytes(name),
+        }
     }
 
     /// From what a key file holds: 32 raw bytes, or 64 hex digits and perhaps a line end.
@@ -32,11 +41,10 @@ impl VolumeKey {
         }
         let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);
         let text = text.strip_suffix(b"\r").unwrap_or(text);
-        let mut key = Self::from_bytes([0; 32]);
+        let mut key = Zeroizing::new([0; 32]);
         let digit = |byte: u8| char::from(byte).to_digit(16).map(|value| value as u8);
         let parsed = text.len() == 64
             && key
-                .0
                 .iter_mut()
                 .zip(text.chunks_exact(2))
                 .all(|(byte, pair)| {
@@ -45,32 +53,34 @@ impl VolumeKey {
                     high.is_some() && low.is_some()
                 });
         parsed
-            .then_some(key)
+            .then(|| Self::from_bytes(*key))
             .ok_or_else(|| Error::invalid("not a key file: 32 raw bytes or 64 hex digits expected"))
     }
 
     /// A key for one purpose, by HKDF-SHA256 without salt.
     pub fn derive(&self, info: &str) -> [u8; 32] {
-        expand(None, &self.0, info)
+        expand(None, &self.bytes, info)
     }
 
     /// The key's name, which reveals nothing of it.
-    pub fn key_id(&self) -> KeyId {
-        let mut name = [0; 16];
-        name.copy_from_slice(&self.derive("hrl 3 key id")[..16]);
-        KeyId::from_bytes(name)
+    pub const fn key_id(&self) -> KeyId {
+        self.name
     }
 
     /// The cipher of a log's frames.
     pub(crate) fn frame_cipher(&self, log: LogId) -> Cipher {
-        Cipher::new(&Zeroizing::new(expand(Some(log), &self.0, "hrl 3 log key")))
+        Cipher::new(&Zeroizing::new(expand(
+            Some(log),
+            &self.bytes,
+            "hrl 3 log key",
+        )))
     }
 
     /// The cipher of a log's seal.
     pub(crate) fn seal_cipher(&self, log: LogId) -> Cipher {
         Cipher::new(&Zeroizing::new(expand(
             Some(log),
-            &self.0,
+            &self.bytes,
             "hrl 3 seal key",
         )))
     }

@@ -21,32 +21,42 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod check;
 pub mod convert;
 mod error;
 mod extents;
 mod frame;
+mod gather;
 mod header;
 pub mod id;
 mod key;
 pub mod layout;
 mod log;
+mod merge;
+mod mover;
 pub mod ms;
 mod overlay;
 pub mod record;
+mod salvage;
 mod scanner;
 mod seal;
 mod section;
 mod source;
+mod state;
 pub mod units;
 mod writer;
 
+pub use check::{CheckReport, Proof, check};
 pub use error::{Error, ErrorKind, Result};
 pub use extents::{DataOffset, ExtentKind, IndexEntry};
-pub use frame::{Entry, FrameBuffer, MarkDetail, Origin, Shape, TagMark};
+pub use frame::{Entry, FrameBuffer, MarkDetail, Origin, Shape, TableEntry, TagMark};
+pub use gather::{Batch, Gather};
 pub use header::{ChainEnd, EpochRange, LogHeader, SealDigest};
 pub use key::VolumeKey;
 pub use log::{IndexStream, Log};
+pub use merge::{MergeWay, Merged, merge};
 pub use overlay::{Overlay, Piece, SourceNumber};
+pub use salvage::{Salvaged, salvage};
 pub use scanner::{Ending, Scanner};
 pub use seal::{Mark, Seal, SealProof};
 pub use source::{ReadAt, Seekable};

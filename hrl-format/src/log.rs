@@ -10,7 +10,9 @@ use crate::extents::IndexEntry;
 use crate::frame::{FrameBuffer, Home, MarkDetail, Place};
 use crate::header::{HeaderPage, LogHeader};
 use crate::key::{VolumeKey, match_key};
-use crate::layout::{MAX_DATA, MAX_SPAN, PAGE, RawDirectoryEntry, RawIndexEntry};
+use crate::layout::{
+    MAX_DATA, MAX_RECORDS, MAX_SPAN, PAGE, RawDirectoryEntry, RawFrame, RawIndexEntry, RawRecord,
+};
 use crate::record::{Record, Tag};
 use crate::seal::{self, Mark, Seal, Trailer};
 use crate::section::SectionStream;
@@ -73,6 +75,27 @@ impl<R: ReadAt> Log<R> {
         &self.trailer.seal
     }
 
+    /// Whether `next` follows this log, as [`LogHeader::check_followed_by`] says, and begins
+    /// with the size that the volume has at this one's end.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Chain`], saying what does not follow.
+    pub fn check_followed_by(&self, next: &LogHeader) -> Result<()> {
+        let seal = self.seal();
+        self.header().check_followed_by(seal.digest, next)?;
+        if next.volume_size != seal.volume_size {
+            let (theirs, ours) = (next.volume_size, seal.volume_size);
+            let broken = format!("a volume of {theirs} bytes follows one of {ours}");
+            return Err(Error::new(ErrorKind::Chain, broken));
+        }
+        Ok(())
+    }
+
+    /// What it was opened on.
+    pub const fn source(&self) -> &R {
+        &self.source
+    }
+
     /// Gives back what it was opened on.
     pub fn into_source(self) -> R {
         self.source
@@ -127,7 +150,7 @@ impl<R: ReadAt> Log<R> {
     }
 
     /// Reads and checks a frame, but leaves its data as it is stored: enough for
-    /// [`FrameBuffer::shapes`], with or without the key.
+    /// [`FrameBuffer::table`], with or without the key.
     ///
     /// # Errors
     /// As [`Self::read_frame`], the key's aside.
@@ -138,6 +161,32 @@ impl<R: ReadAt> Log<R> {
             .entry(&self.source, u64::from(frame.get()))?
             .ok_or_else(|| Error::invalid("no such frame in this log").in_frame(frame))?;
         self.load_listed(frame, &entry, buffer)
+    }
+
+    /// Reads and checks the head of frame `frame`, which the directory lists as `entry`.
+    pub(crate) fn load_table(
+        &self,
+        frame: FrameNumber,
+        entry: &RawDirectoryEntry,
+        buffer: &mut FrameBuffer,
+    ) -> Result<()> {
+        let position = FileOffset::new(entry.position.get());
+        let records = (entry.records.get() as usize).min(MAX_RECORDS);
+        let len = size_of::<RawFrame>() + records * size_of::<RawRecord>();
+        self.source
+            .read_exact_at(buffer.room(len), position)
+            .map_err(|error| {
+                Error::from_io("read a frame", error)
+                    .in_frame(frame)
+                    .at(position)
+            })?;
+        buffer.verify_table(
+            &self.home,
+            Place {
+                number: frame,
+                position,
+            },
+        )
     }
 
     pub(crate) fn load_listed(
@@ -179,6 +228,11 @@ impl<R: ReadAt> Log<R> {
                 .at(position));
         }
         Ok(())
+    }
+
+    /// The frame directory, in order.
+    pub(crate) fn directory(&self) -> SectionStream<&R, RawDirectoryEntry> {
+        self.trailer.directory.stream(&self.source, 0)
     }
 
     /// Checks that the sections are those that the trailer vouches for, by SHA-256 over all
@@ -223,28 +277,30 @@ impl<R: ReadAt> Log<R> {
     /// # Errors
     /// As [`Self::read_frame`].
     pub fn tags(&self) -> Result<Vec<Tag>> {
-        let mut buffer = FrameBuffer::new();
-        let mut held = None;
+        let mut frame = FrameBuffer::new();
         let mut tags = Vec::new();
         for mark in self.marks() {
             let mark = mark?;
-            let MarkDetail::Tag(named) = mark.detail else {
-                continue;
-            };
-            if held != Some(mark.frame) {
-                self.read_frame(mark.frame, &mut buffer)?;
-                held = Some(mark.frame);
-            }
-            let entry = buffer.entries().nth(mark.record as usize).transpose()?;
-            match entry.map(|entry| entry.record) {
-                Some(Record::Tag(tag)) if tag.id == named.id => tags.push(tag),
-                _ => {
-                    let what = "the seal lists a tag that its frame does not hold";
-                    return Err(Error::damaged(what).in_frame(mark.frame));
-                }
+            if matches!(mark.detail, MarkDetail::Tag(_)) {
+                tags.push(self.read_tag(&mark, &mut frame)?);
             }
         }
         Ok(tags)
+    }
+
+    /// The tag that a mark points to; `frame` is read anew unless it holds it already.
+    pub(crate) fn read_tag(&self, mark: &Mark, frame: &mut FrameBuffer) -> Result<Tag> {
+        if !frame.holds(self.header().log, mark.frame) {
+            self.read_frame(mark.frame, frame)?;
+        }
+        let entry = frame.record(mark.record as usize)?;
+        match (entry.map(|entry| entry.record), mark.detail) {
+            (Some(Record::Tag(tag)), MarkDetail::Tag(named)) if tag.id == named.id => Ok(tag),
+            _ => {
+                let what = "the seal lists a tag that its frame does not hold";
+                Err(Error::damaged(what).in_frame(mark.frame))
+            }
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use zerocopy::IntoBytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::extents::DataOffset;
-use crate::frame::{Entry, FrameBuffer, Home, Place, span_of};
-use crate::header::{HeaderPage, LogHeader};
+use crate::frame::{Entry, FrameBuffer, Home, Place, Shape, TableEntry, span_of};
+use crate::header::{Features, HeaderPage, LogHeader};
 use crate::key::{VolumeKey, match_key};
 use crate::layout::{FRAME_MAGIC, PAGE, RawDirectoryEntry, SECTION_DIRECTORY};
 use crate::record::Record;
@@ -86,6 +86,14 @@ impl<R: Read> Scanner<R> {
     /// What the log says of itself.
     pub const fn header(&self) -> &LogHeader {
         &self.page.header
+    }
+
+    pub(crate) const fn features(&self) -> Features {
+        self.page.features
+    }
+
+    pub(crate) fn header_page(&self) -> Box<[u8; PAGE]> {
+        self.page.page.clone()
     }
 
     /// How it ended, once everything was read.
@@ -207,14 +215,14 @@ impl<R: Read> Scanner<R> {
             return Err(Error::damaged("a frame's records are not numbered on"));
         }
         let mut size = self.volume_size;
-        for (_, _, _, shape) in self.buffer.shapes() {
+        for TableEntry { shape, .. } in self.buffer.table() {
             if shape
                 .extent()
                 .is_some_and(|extent| extent.end().get() > size.get())
             {
                 return Err(Error::damaged("a record reaches past the volume's end"));
             }
-            if let crate::frame::Shape::Resize(new) = shape {
+            if let Shape::Resize(new) = shape {
                 size = new;
             }
         }

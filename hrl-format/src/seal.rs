@@ -80,7 +80,15 @@ pub(crate) struct Trailer {
     pub directory: Section<RawDirectoryEntry>,
     pub index: Section<RawIndexEntry>,
     pub marks: Section<RawMark>,
+    pub provenance: Provenance,
     pub sections_at: FileOffset,
+}
+
+/// Where the pages lie that were taken over from the logs that frames were moved from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Provenance {
+    pub position: FileOffset,
+    pub pages: u64,
 }
 
 /// Totals that the trailer states.
@@ -225,6 +233,7 @@ fn parse(
     let sound = raw.reserved.iter().all(|&byte| byte == 0)
         && raw.frames == raw.directory.entries
         && raw.provenance.entries == raw.provenance.pages
+        && (proof == SealProof::None || raw.provenance.pages.get() == 0)
         && (header.features.moved || raw.provenance.pages.get() == 0)
         && SealDigest::from_raw(raw.previous_seal) == header.header.previous_seal;
     if !sound {
@@ -237,6 +246,10 @@ fn parse(
         directory: Section::new(raw.directory, log, SECTION_DIRECTORY)?,
         index: Section::new(raw.index, log, SECTION_INDEX)?,
         marks: Section::new(raw.marks, log, SECTION_MARKS)?,
+        provenance: Provenance {
+            position: FileOffset::new(raw.provenance.position.get()),
+            pages: raw.provenance.pages.get(),
+        },
         sections_at: FileOffset::new(raw.directory.position.get()),
     })
 }

@@ -231,11 +231,15 @@ impl<T: RawEntry> Section<T> {
     /// Reads page `n`.
     pub(crate) fn page<R: ReadAt>(&self, source: &R, n: u64) -> Result<Vec<T>> {
         let mut page = [0; PAGE];
+        self.read(source, n, &mut page)?;
+        self.entries_of(&page, n).map(<[T]>::to_vec)
+    }
+
+    fn read<R: ReadAt>(&self, source: &R, n: u64, page: &mut [u8; PAGE]) -> Result<()> {
         let at = self.page_at(n);
         source
-            .read_exact_at(&mut page, at)
-            .map_err(|error| Error::from_io("read the seal", error).at(at))?;
-        self.entries_of(&page, n).map(<[T]>::to_vec)
+            .read_exact_at(page, at)
+            .map_err(|error| Error::from_io("read the seal", error).at(at))
     }
 
     /// Reads entry `n`; `None` past the last.
@@ -244,8 +248,12 @@ impl<T: RawEntry> Section<T> {
             return Ok(None);
         }
         let per_page = T::PER_PAGE as u64;
-        let page = self.page(source, n / per_page)?;
-        Ok(page.get((n % per_page) as usize).copied())
+        let (number, mut page) = (n / per_page, [0; PAGE]);
+        self.read(source, number, &mut page)?;
+        Ok(self
+            .entries_of(&page, number)?
+            .get((n % per_page) as usize)
+            .copied())
     }
 
     /// Streams the entries from number `first` on.

@@ -4,14 +4,14 @@
 use std::io::{IoSlice, Write};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::extents::ExtentMap;
-use crate::frame::{FrameBuilder, Home, MarkDetail, Place, Shape, TagMark};
+use crate::frame::{FrameBuilder, Home, Place, Shape};
 use crate::header::{Features, HeaderPage, LogHeader};
 use crate::key::{VolumeKey, match_key};
 use crate::layout::{PAGE, RawDirectoryEntry};
 use crate::record::{Record, Tag};
-use crate::seal::{self, Mark, Seal, Sections, Totals};
-use crate::units::{Extent, FileOffset, FrameNumber, Sequence, Timestamp, VolumeSize};
+use crate::seal::{self, Seal, Sections, Totals};
+use crate::state::{LogState, Standing};
+use crate::units::{Extent, FileOffset, FrameNumber, Sequence, Timestamp};
 
 /// Writes at least this long go to the file from where they are, in a frame of their own,
 /// if nothing else waits for one.
@@ -44,16 +44,14 @@ pub struct LogWriter<W> {
     next: Sequence,
     // The number of the first record in `builder`.
     first: Sequence,
-    volume_size: VolumeSize,
     data: u64,
     directory: Vec<RawDirectoryEntry>,
-    extents: ExtentMap,
-    marks: Vec<Mark>,
-    state: State,
+    state: LogState,
+    health: Health,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum Health {
     Sound,
     // A write failed: what is in the file from there on is not known.
     Broken,
@@ -95,12 +93,10 @@ impl<W: Write> LogWriter<W> {
             position: FileOffset::new(PAGE as u64),
             next: Sequence::ZERO,
             first: Sequence::ZERO,
-            volume_size: header.volume_size,
             data: 0,
             directory: Vec::new(),
-            extents: ExtentMap::default(),
-            marks: Vec::new(),
-            state: State::Sound,
+            state: LogState::new(header.volume_size),
+            health: Health::Sound,
         })
     }
 
@@ -117,7 +113,7 @@ impl<W: Write> LogWriter<W> {
     /// How many entries the index has now; each takes some 50 bytes of memory here, and
     /// 32 bytes in the sealed file.
     pub fn index_len(&self) -> usize {
-        self.extents.len()
+        self.state.extents.len()
     }
 
     /// How many records were appended.
@@ -172,12 +168,12 @@ impl<W: Write> LogWriter<W> {
             frames: self.directory.len() as u64,
             records: self.next.get(),
             data: self.data,
-            volume_size: self.volume_size,
+            volume_size: self.state.volume_size,
         };
         let sections = Sections {
             directory: self.directory.iter().copied().map(Ok),
-            index: self.extents.iter().map(Ok),
-            marks: self.marks.iter().copied().map(Ok),
+            index: self.state.extents.iter().map(Ok),
+            marks: self.state.marks.iter().copied().map(Ok),
             provenance: std::iter::empty(),
         };
         seal::write(
@@ -196,9 +192,9 @@ impl<W: Write> LogWriter<W> {
     }
 
     fn sound(&self) -> Result<()> {
-        match self.state {
-            State::Sound => Ok(()),
-            State::Broken => Err(Error::new(
+        match self.health {
+            Health::Sound => Ok(()),
+            Health::Broken => Err(Error::new(
                 ErrorKind::Broken,
                 "an earlier write to the log failed",
             )),
@@ -206,8 +202,9 @@ impl<W: Write> LogWriter<W> {
     }
 
     fn check(&self, record: &Record<&[u8]>) -> Result<()> {
-        let fits =
-            |extent: &Extent| !extent.is_empty() && extent.end().get() <= self.volume_size.get();
+        let fits = |extent: &Extent| {
+            !extent.is_empty() && extent.end().get() <= self.state.volume_size.get()
+        };
         match record {
             Record::Write { extent, data } if data.len() as u64 != extent.len().get() => Err(
                 Error::invalid(format!("{} bytes of data for {extent}", data.len())),
@@ -217,7 +214,7 @@ impl<W: Write> LogWriter<W> {
             | Record::Discard { extent }
                 if !fits(extent) =>
             {
-                let size = self.volume_size;
+                let size = self.state.volume_size;
                 Err(Error::invalid(format!(
                     "{extent} is empty or not within {size} bytes"
                 )))
@@ -266,45 +263,27 @@ impl<W: Write> LogWriter<W> {
 
     /// Takes a record that is about to join the frame into the index and the totals.
     fn note(&mut self, record: &Record<&[u8]>, time: Timestamp) {
-        let frame = FrameNumber::new(self.directory.len() as u32);
-        let number = self.builder.records() as u32;
-        let mut mark = |detail, time| {
-            let sequence = self.next;
-            self.marks.push(Mark {
-                detail,
-                frame,
-                record: number,
-                sequence,
-                time,
-            });
+        let (shape, time) = match record {
+            Record::Write { extent, .. } => (Shape::Write(*extent), time),
+            Record::Zeroes { extent } => (Shape::Zeroes(*extent), time),
+            Record::Discard { extent } => (Shape::Discard(*extent), time),
+            Record::Tag(tag) => (
+                Shape::Tag {
+                    id: tag.id,
+                    consistency: tag.consistency,
+                },
+                tag.time,
+            ),
+            Record::Resize { size } => (Shape::Resize(*size), time),
         };
-        let at = self.builder.at();
-        let shape = match record {
-            Record::Write { extent, .. } => Shape::Write(*extent),
-            Record::Zeroes { extent } => Shape::Zeroes(*extent),
-            Record::Discard { extent } => Shape::Discard(*extent),
-            Record::Tag(tag) => {
-                let (id, consistency, time) = (tag.id, tag.consistency, tag.time);
-                mark(
-                    MarkDetail::Tag(TagMark {
-                        id,
-                        consistency,
-                        time,
-                    }),
-                    time,
-                );
-                Shape::Tag { id, consistency }
-            }
-            Record::Resize { size } => {
-                mark(MarkDetail::Resize(*size), time);
-                self.extents.resize(self.volume_size, *size, frame);
-                self.volume_size = *size;
-                Shape::Resize(*size)
-            }
+        let standing = Standing {
+            frame: FrameNumber::new(self.directory.len() as u32),
+            record: self.builder.records() as u32,
+            sequence: self.next,
+            time,
+            at: self.builder.at(),
         };
-        if let Some(entry) = shape.state(frame, at) {
-            self.extents.insert(entry);
-        }
+        self.state.apply(shape, standing);
         self.next = Sequence::new(self.next.get() + 1);
     }
 
@@ -313,7 +292,7 @@ impl<W: Write> LogWriter<W> {
             return Ok(());
         }
         // Whatever goes wrong from here on leaves half a frame, or a gap in the numbers.
-        self.state = State::Broken;
+        self.health = Health::Broken;
         let number = u32::try_from(self.directory.len())
             .map_err(|_| Error::invalid("more frames than a log can have"))?;
         let place = Place {
@@ -330,17 +309,20 @@ impl<W: Write> LogWriter<W> {
         self.data += plain as u64;
         self.builder.clear();
         self.first = self.next;
-        self.state = State::Sound;
+        self.health = Health::Sound;
         Ok(())
     }
 
     fn broken(&mut self, error: std::io::Error) -> Error {
-        self.state = State::Broken;
+        self.health = Health::Broken;
         Error::from_io("write the log", error)
     }
 }
 
-fn write_all_vectored<W: Write>(out: &mut W, mut parts: &mut [IoSlice<'_>]) -> std::io::Result<()> {
+pub(crate) fn write_all_vectored<W: Write>(
+    out: &mut W,
+    mut parts: &mut [IoSlice<'_>],
+) -> std::io::Result<()> {
     IoSlice::advance_slices(&mut parts, 0);
     while !parts.is_empty() {
         match out.write_vectored(parts) {

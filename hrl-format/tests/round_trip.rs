@@ -183,7 +183,7 @@ fn keys_are_asked_for_and_compared() {
         .read_frame(common::frame(0), &mut frame)
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::KeyMissing);
-    assert_eq!(frame.shapes().count(), 1);
+    assert_eq!(frame.table().count(), 1);
     let (plain, _) = write_log(header(), &records, common::Flavour::Plain);
     let error = Log::open(&plain, flavour.key().as_ref())
         .map(|_| ())

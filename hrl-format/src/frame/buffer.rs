@@ -2,7 +2,7 @@
 //! checksums and its table; then, with the key, what it holds. The buffers are kept from
 //! frame to frame. Data that is stored as it is, is never copied.
 
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::{Home, Shape, codec, table};
 use crate::error::{Error, ErrorKind, Result};
@@ -47,10 +47,25 @@ pub struct Entry<'a> {
     pub record: Record<&'a [u8]>,
 }
 
+/// A record without its data: what can be read without the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableEntry {
+    /// Its number.
+    pub sequence: Sequence,
+    /// When it completed; a tag's is the point's own time.
+    pub time: Timestamp,
+    /// Where its data is in the frame's plain data.
+    pub at: DataOffset,
+    /// What changed.
+    pub shape: Shape,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Data {
     // Nothing was read, or what was read did not pass.
     Nothing,
+    // Only the head was read, and checked.
+    Head,
     // Checked, but encrypted, and not opened.
     Locked,
     // The plain data is where it was read, in `opened`, in `plain`.
@@ -168,6 +183,16 @@ impl FrameBuffer {
         } else {
             Data::Raw
         };
+        Ok(())
+    }
+
+    /// As [`Self::verify`], of the head alone; nothing behind the table need be there.
+    pub(crate) fn verify_table(&mut self, home: &Home, place: Place) -> Result<()> {
+        self.data = Data::Nothing;
+        self.head = self
+            .verify_head(home, place)
+            .map_err(|error| error.in_frame(place.number).at(place.position))?;
+        self.data = Data::Head;
         Ok(())
     }
 
@@ -313,7 +338,7 @@ impl FrameBuffer {
             .map_or_else(|_| zerocopy::FromZeros::new_zeroed(), |(raw, _)| raw)
     }
 
-    fn table(&self) -> &[RawRecord] {
+    fn raw_table(&self) -> &[RawRecord] {
         match self.data {
             Data::Nothing => &[],
             _ => records_of(&self.raw, self.head.table_end),
@@ -323,6 +348,13 @@ impl FrameBuffer {
     /// Which frame of its log it is.
     pub fn number(&self) -> FrameNumber {
         self.head.place.number
+    }
+
+    /// Whether it holds that frame, opened.
+    pub(crate) fn holds(&self, log: LogId, frame: FrameNumber) -> bool {
+        !matches!(self.data, Data::Nothing | Data::Head | Data::Locked)
+            && self.number() == frame
+            && self.raw_head().log == *log.as_bytes()
     }
 
     /// Where it lies in the file.
@@ -356,7 +388,7 @@ impl FrameBuffer {
     /// [`ErrorKind::KeyMissing`] if it is encrypted and was read without the key.
     pub fn data(&self) -> Result<&[u8]> {
         let (bytes, from) = match self.data {
-            Data::Nothing => return Err(Error::invalid("no frame was read")),
+            Data::Nothing | Data::Head => return Err(Error::invalid("no data was read")),
             Data::Locked => return Err(key_missing().in_frame(self.number())),
             Data::Raw => (&self.raw, self.head.table_end),
             Data::Opened => (&self.opened, 0),
@@ -380,34 +412,34 @@ impl FrameBuffer {
             })
     }
 
-    /// What the table says of each record, key or not: its number, its time, its shape.
-    pub fn shapes(&self) -> impl Iterator<Item = (Sequence, Timestamp, DataOffset, Shape)> + '_ {
-        let mut at = 0;
+    /// What the table says of each record, in order; that needs no key.
+    pub fn table(&self) -> impl Iterator<Item = TableEntry> + '_ {
+        let mut next = 0;
         let first = self.head.first_sequence.get();
-        (first..)
-            .zip(self.table())
-            .filter_map(move |(sequence, raw)| {
-                let start = DataOffset::new(at);
-                at = at.wrapping_add(raw.data.get());
-                let time = Timestamp::from_nanos(raw.time.get());
-                // The table was checked when the frame was read.
-                Some((
-                    Sequence::new(sequence),
-                    time,
-                    start,
-                    table::shape(raw).ok()?,
-                ))
+        self.raw_table()
+            .iter()
+            .enumerate()
+            .filter_map(move |(n, raw)| {
+                let at = DataOffset::new(next);
+                next = next.wrapping_add(raw.data.get());
+                Some(TableEntry {
+                    sequence: Sequence::new(first.wrapping_add(n as u64)),
+                    time: Timestamp::from_nanos(raw.time.get()),
+                    at,
+                    // The table was checked when the frame was read.
+                    shape: table::shape(raw).ok()?,
+                })
             })
     }
 
     /// How many records it has.
     pub fn records(&self) -> usize {
-        self.table().len()
+        self.raw_table().len()
     }
 
     /// Record `n` with its data that begins at `at`.
     pub(crate) fn entry(&self, n: usize, at: DataOffset) -> Result<Option<Entry<'_>>> {
-        let Some(raw) = self.table().get(n) else {
+        let Some(raw) = self.raw_table().get(n) else {
             return Ok(None);
         };
         let len = ByteLen::new(u64::from(raw.data.get()));
@@ -422,19 +454,38 @@ impl FrameBuffer {
         }))
     }
 
+    /// Record `n` of the frame, with its data; `None` past the last.
+    ///
+    /// # Errors
+    /// As [`Self::data`]; [`ErrorKind::Damaged`] if it is a tag whose data is none.
+    pub fn record(&self, n: usize) -> Result<Option<Entry<'_>>> {
+        let before = self.raw_table().get(..n).unwrap_or(&[]);
+        let at = before
+            .iter()
+            .fold(0u32, |at, raw| at.wrapping_add(raw.data.get()));
+        self.entry(n, DataOffset::new(at))
+    }
+
     /// The records with their data, in order.
     pub fn entries(&self) -> impl Iterator<Item = Result<Entry<'_>>> + '_ {
         let mut at = 0;
-        self.table().iter().enumerate().map_while(move |(n, raw)| {
-            let start = DataOffset::new(at);
-            at = at.wrapping_add(raw.data.get());
-            self.entry(n, start).transpose()
-        })
+        self.raw_table()
+            .iter()
+            .enumerate()
+            .map_while(move |(n, raw)| {
+                let start = DataOffset::new(at);
+                at = at.wrapping_add(raw.data.get());
+                self.entry(n, start).transpose()
+            })
     }
 
     /// Its entry in a frame directory.
     pub(crate) fn directory_entry(&self) -> RawDirectoryEntry {
-        let raw = self.raw_head();
+        self.entry_with(&self.raw_head())
+    }
+
+    /// Its entry in a frame directory, were its header `raw`.
+    fn entry_with(&self, raw: &RawFrame) -> RawDirectoryEntry {
         RawDirectoryEntry {
             position: raw.position,
             first_sequence: raw.first_sequence,
@@ -454,6 +505,25 @@ impl FrameBuffer {
             .filter(|_| encrypted)
             .copied()
             .unwrap_or_default()
+    }
+
+    /// The frame as it is to lie at `place` in `log`: its new header, all behind that, and
+    /// its entry in the directory. What the cipher vouches for stays as it is.
+    pub(crate) fn moved(&self, log: LogId, place: Place) -> (RawFrame, &[u8], RawDirectoryEntry) {
+        let mut raw = self.raw_head();
+        raw.log = *log.as_bytes();
+        raw.number.set(place.number.get());
+        raw.position.set(place.position.get());
+        let (table, rest) = (
+            &self.raw[size_of::<RawFrame>()..self.head.table_end],
+            self.head.span,
+        );
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(&raw.as_bytes()[FRAME_HEAD_SUMMED..]);
+        sum.update(table);
+        raw.head_crc.set(sum.finalize());
+        let entry = self.entry_with(&raw);
+        (raw, &self.raw[size_of::<RawFrame>()..rest], entry)
     }
 }
 

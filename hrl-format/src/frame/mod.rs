@@ -6,7 +6,7 @@ mod build;
 mod codec;
 mod table;
 
-pub use buffer::{Entry, FrameBuffer, Origin};
+pub use buffer::{Entry, FrameBuffer, Origin, TableEntry};
 pub(crate) use buffer::{Place, span_of};
 pub(crate) use build::FrameBuilder;
 pub use table::{MarkDetail, Shape, TagMark};

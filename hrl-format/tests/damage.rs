@@ -1,0 +1,286 @@
+//! What happens to files: bits flip, ends are cut off, parts of one log turn up in another.
+//! Each is found; and of a torn log, all that is whole is salvaged.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod common;
+
+use common::{
+    Flavour, Model, Timed, VOLUME, borrowed, cases, chain, flavour, header, records, scan,
+    write_log,
+};
+use hrl_format::layout::{FRAME_MAGIC, PAGE};
+use hrl_format::units::VolumeSize;
+use hrl_format::{Ending, ErrorKind, Log, LogWriter, Proof, SealProof, VolumeKey, check, salvage};
+use proptest::prelude::*;
+
+/// Whether a check says that nothing is wrong.
+fn sound(file: &[u8], key: Option<&VolumeKey>) -> bool {
+    match check(file, key) {
+        Ok(report) => report.is_sound(),
+        // A flipped bit may well turn the key's name into another.
+        Err(error) => {
+            assert!(
+                matches!(error.kind(), ErrorKind::KeyWrong | ErrorKind::KeyUnused),
+                "{error:?}"
+            );
+            false
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(cases())]
+
+    #[test]
+    fn a_sound_log_is_found_sound(records in records(40), flavour in flavour()) {
+        let (file, seal) = write_log(header(), &records, flavour);
+        let key = flavour.key();
+        let report = check(&file, key.as_ref()).unwrap();
+        prop_assert!(report.is_sound(), "{:?}", report.problems);
+        prop_assert_eq!(report.frames, u64::from(seal.frames));
+        prop_assert_eq!(report.records, seal.records);
+        let (with_key, without) = match key {
+            None => (Proof::None, Proof::None),
+            Some(_) => (Proof::Whole, Proof::Untried),
+        };
+        prop_assert_eq!(report.proof, with_key);
+        let report = check(&file, None).unwrap();
+        prop_assert!(report.is_sound(), "{:?}", report.problems);
+        prop_assert_eq!(report.proof, without);
+    }
+
+    #[test]
+    fn any_flipped_bit_is_found(
+        records in records(20), flavour in flavour(),
+        bits in prop::collection::vec(any::<prop::sample::Index>(), 40),
+    ) {
+        let (mut file, _) = write_log(header(), &records, flavour);
+        for bit in bits {
+            let bit = bit.index(file.len() * 8);
+            file[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(!sound(&file, flavour.key().as_ref()), "bit {bit} with the key");
+            prop_assert!(!sound(&file, None), "bit {bit} without");
+            let scanned = hrl_format::Scanner::new(&file[..], None).map(|mut scanner| {
+                while scanner.next_frame().unwrap().is_some() {}
+                scanner.ending().unwrap().clone()
+            });
+            prop_assert!(!matches!(scanned, Ok(Ending::Sealed(_))), "bit {bit} by the scanner");
+            file[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+
+    #[test]
+    fn any_cut_is_found_and_what_is_whole_salvaged(
+        records in records(30), flavour in flavour(), cut in any::<prop::sample::Index>(),
+    ) {
+        let (file, _) = write_log(header(), &records, flavour);
+        let cut = cut.index(file.len());
+        let torn = &file[..cut];
+        let key = flavour.key();
+        prop_assert!(!sound(torn, key.as_ref()));
+        if cut < PAGE {
+            let error = salvage(torn, Vec::new(), key.as_ref()).map(|_| ()).unwrap_err();
+            prop_assert_eq!(error.kind(), ErrorKind::NotALog);
+            return Ok(());
+        }
+        let opened = Log::open(torn, key.as_ref()).map(|_| ()).map_err(|error| error.kind());
+        prop_assert!(matches!(opened, Err(ErrorKind::NotSealed)), "{opened:?}");
+        // Frames that end before the cut, and the records in them.
+        let starts = frames_of(&file);
+        let whole = starts.windows(2).filter(|window| window[1] <= cut).count();
+        let (found, ending) = scan(torn, key.as_ref());
+        let Ending::Torn { at, .. } = ending else { panic!("{ending:?}") };
+        prop_assert_eq!(at.get() as usize, starts[whole]);
+        for key in [key.as_ref(), None] {
+            let (out, salvaged) = salvage(torn, Vec::new(), key).unwrap();
+            prop_assert_eq!(salvaged.cut, at);
+            prop_assert_eq!(salvaged.seal.frames as usize, whole);
+            prop_assert_eq!(salvaged.header.stands_for.unwrap().seal, None);
+            let report = check(&out, flavour.key().as_ref()).unwrap();
+            prop_assert!(report.is_sound(), "{:?}", report.problems);
+            let log = Log::open(&out, flavour.key().as_ref()).unwrap();
+            prop_assert_eq!(Model::by_index(&log), Model::of(VolumeSize::new(VOLUME), &found));
+            let proof = match (flavour.key(), key) {
+                (Some(_), Some(_)) => SealProof::Proved,
+                _ => SealProof::None,
+            };
+            prop_assert_eq!(log.seal().proof, proof);
+        }
+    }
+
+    #[test]
+    fn frames_put_elsewhere_are_found(
+        records in records(40), flavour in flavour(),
+        (a, b) in any::<(prop::sample::Index, prop::sample::Index)>(),
+    ) {
+        let (first, _) = write_log(header(), &records, flavour);
+        let (second, _) = write_log(header(), &records, flavour);
+        let starts = frames_of(&first);
+        prop_assume!(starts.len() > 1 && starts == frames_of(&second));
+        let pick = |index: prop::sample::Index| index.index(starts.len() - 1);
+        let (a, b) = (pick(a), pick(b));
+        let frame = |file: &[u8], n: usize| file[starts[n]..starts[n + 1]].to_vec();
+        // A splice: a frame of another log in its very place.
+        let mut spliced = first.clone();
+        spliced[starts[a]..starts[a + 1]].copy_from_slice(&frame(&second, a));
+        prop_assert!(!sound(&spliced, None));
+        let Ending::Torn { at, cause } = scan_quietly(&spliced) else { panic!("not found") };
+        prop_assert_eq!((at.get() as usize, cause.kind()), (starts[a], ErrorKind::Foreign));
+        // A replay or a change of order: a frame of this log in the place of another.
+        let (one, other) = (frame(&first, a), frame(&first, b));
+        if a != b && one.len() == other.len() {
+            let mut replayed = first.clone();
+            replayed[starts[b]..starts[b + 1]].copy_from_slice(&one);
+            prop_assert!(!sound(&replayed, None));
+            replayed[starts[a]..starts[a + 1]].copy_from_slice(&other);
+            prop_assert!(!sound(&replayed, None));
+        }
+        // A frame taken out.
+        let mut shortened = first.clone();
+        shortened.drain(starts[a]..starts[a + 1]);
+        prop_assert!(!sound(&shortened, None));
+        // Another log's seal behind these frames.
+        let mut resealed = first[..starts[starts.len() - 1]].to_vec();
+        resealed.extend_from_slice(&second[starts[starts.len() - 1]..]);
+        prop_assert!(!sound(&resealed, None));
+    }
+}
+
+fn scan_quietly(file: &[u8]) -> Ending {
+    let mut scanner = hrl_format::Scanner::new(file, None).unwrap();
+    while scanner.next_frame().unwrap().is_some() {}
+    scanner.ending().unwrap().clone()
+}
+
+/// Where each frame begins, and where the last one ends.
+fn frames_of(file: &[u8]) -> Vec<usize> {
+    let mut scanner = hrl_format::Scanner::new(file, None).unwrap();
+    let mut starts = vec![PAGE];
+    while let Some(frame) = scanner.next_frame().unwrap() {
+        assert!(file[frame.position().get() as usize..].starts_with(&FRAME_MAGIC));
+        starts.push(frame.position().get() as usize + frame.span());
+    }
+    starts
+}
+
+#[test]
+fn every_byte_counts() {
+    let some = some_records();
+    for flavour in common::FLAVOURS {
+        let (mut file, _) = write_log(header(), &some, flavour);
+        for at in 0..file.len() {
+            let bit = 1 << (at * 5 % 8);
+            file[at] ^= bit;
+            assert!(
+                !sound(&file, flavour.key().as_ref()),
+                "{flavour:?} byte {at}"
+            );
+            file[at] ^= bit;
+        }
+        assert!(sound(&file, flavour.key().as_ref()));
+    }
+}
+
+fn some_records() -> Vec<Timed> {
+    use hrl_format::record::Record;
+    let write = Record::Write {
+        extent: common::extent(5, 9),
+        data: b"nine long".to_vec(),
+    };
+    let zeroes = Record::Zeroes {
+        extent: common::extent(100, 50),
+    };
+    [write, zeroes]
+        .map(|record| (record, Default::default()))
+        .into()
+}
+
+#[test]
+fn bytes_behind_the_seal_are_found() {
+    let (mut file, _) = write_log(header(), &some_records(), Flavour::Plain);
+    file.extend_from_slice(&[0; PAGE]);
+    assert!(!sound(&file, None));
+    assert!(matches!(scan_quietly(&file), Ending::Torn { .. }));
+}
+
+#[test]
+fn a_sealed_log_needs_no_salvage() {
+    let (file, _) = write_log(header(), &some_records(), Flavour::Plain);
+    let error = salvage(&file[..], Vec::new(), None)
+        .map(|_| ())
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+}
+
+#[test]
+fn a_salvaged_log_keeps_its_place_in_the_chain() {
+    let logs = chain(&some_records(), &[1], Flavour::Plain);
+    let [before, torn] = &logs[..] else {
+        panic!("two logs")
+    };
+    let seal = before.seal().digest;
+    let cut = torn.seal().file_len.get() as usize - 1;
+    let file = chain_file(torn);
+    let (_, salvaged) = salvage(&file[..cut], Vec::new(), None).unwrap();
+    before
+        .header()
+        .check_followed_by(seal, &salvaged.header)
+        .unwrap();
+    let mut after = header();
+    after.previous = Some(torn.header().log);
+    after.epochs = hrl_format::EpochRange::single(torn.header().epochs.last.next());
+    salvaged
+        .header
+        .check_followed_by(salvaged.seal.digest, &after)
+        .unwrap();
+}
+
+fn chain_file(log: &Log<Vec<u8>>) -> Vec<u8> {
+    use hrl_format::ReadAt;
+    let mut file = vec![0; log.seal().file_len.get() as usize];
+    let source: &dyn ReadAt = log.source();
+    source.read_exact_at(&mut file, Default::default()).unwrap();
+    file
+}
+
+/// A writer that fails after so many bytes.
+struct Full(usize);
+
+impl std::io::Write for Full {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0 == 0 {
+            return Err(std::io::Error::from_raw_os_error(28));
+        }
+        let taken = bytes.len().min(self.0);
+        self.0 -= taken;
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn after_a_failed_write_nothing_is_appended() {
+    let options = Flavour::Plain.options();
+    let mut writer = LogWriter::create(Full(5000), header(), &options, None).unwrap();
+    let record = &some_records()[0].0;
+    writer
+        .append(&borrowed(record), Default::default())
+        .unwrap();
+    let error = writer.flush().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert_eq!(error.io().unwrap().raw_os_error(), Some(28));
+    for _ in 0..2 {
+        let error = writer
+            .append(&borrowed(record), Default::default())
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Broken);
+    }
+    assert_eq!(
+        writer.seal().map(|_| ()).unwrap_err().kind(),
+        ErrorKind::Broken
+    );
+}
