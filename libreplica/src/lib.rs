@@ -9,6 +9,7 @@ pub mod digest;
 pub mod error;
 pub mod geometry;
 pub mod policy;
+pub mod primary;
 pub mod store;
 pub mod sys;
 

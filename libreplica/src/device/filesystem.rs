@@ -111,6 +111,15 @@ impl Filesystem {
         }
     }
 
+    /// Writes out what is dirty, and waits for it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::State`] if it cannot be reached; [`ErrorKind::Io`] if it could not
+    /// write, now or since the last time it was asked.
+    pub fn sync(&self) -> Result<()> {
+        nix::unistd::syncfs(self.open()?).at("sync the filesystem", &self.mount_point)
+    }
+
     /// How deep it lies in the tree of mounts; the innermost is frozen first.
     pub(super) fn depth(&self) -> usize {
         self.mount_point.components().count()

@@ -96,6 +96,31 @@ impl Layers {
     }
 }
 
+/// The superblock that a file at `path`, there or yet to be made, lies on.
+///
+/// # Errors
+/// [`ErrorKind::Io`] if the path cannot be followed.
+pub fn superblock_of(path: &Path) -> Result<DevNo> {
+    loops::superblock_of(path, &mountinfo::own()?).ok_or_else(|| {
+        Error::new(ErrorKind::Io, "find the filesystem of a path")
+            .path(path)
+            .detail("no mount holds it")
+    })
+}
+
+impl Filesystem {
+    /// The filesystem of this superblock; `None` if it is mounted nowhere, or on no block
+    /// device.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if /proc cannot be read.
+    pub fn mounted(superblock: DevNo) -> Result<Option<Self>> {
+        let mounts = mountinfo::all()?;
+        let found = on_block_devices(&mounts);
+        Ok(found.into_iter().find(|fs| fs.superblock() == superblock))
+    }
+}
+
 /// One filesystem a superblock, of those that lie on block devices.
 fn on_block_devices(mounts: &[Mount]) -> Vec<Filesystem> {
     let mut by_superblock: BTreeMap<DevNo, Vec<&Mount>> = BTreeMap::new();

@@ -20,6 +20,6 @@ mod sysfs;
 pub use block_device::{BlockDevice, OpenFor, Partition, Queue};
 pub use boot::BootId;
 pub use filesystem::{Filesystem, Freezing};
-pub use layers::Layers;
+pub use layers::{Layers, superblock_of};
 pub use numbers::{DevNo, DiskSeq};
 pub use stats::{DiskStats, IoStats};

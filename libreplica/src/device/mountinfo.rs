@@ -33,11 +33,16 @@ pub(super) struct Mount {
     pub options: String,
 }
 
-/// All mounts, this process's own first. Processes that end meanwhile are skipped.
-pub(super) fn all() -> Result<Vec<Mount>> {
+/// The mounts that this process sees.
+pub(super) fn own() -> Result<Vec<Mount>> {
     const OWN: &str = "/proc/self/mountinfo";
     let own = fs::read(OWN).at("read the mounts", OWN)?;
-    let mut mounts = parse(&own, Path::new("/"));
+    Ok(parse(&own, Path::new("/")))
+}
+
+/// All mounts, this process's own first. Processes that end meanwhile are skipped.
+pub(super) fn all() -> Result<Vec<Mount>> {
+    let mut mounts = own()?;
     let mut seen = HashSet::new();
     seen.extend(view(Path::new("/proc/self")));
     for entry in fs::read_dir("/proc")

@@ -2,6 +2,8 @@
 //! or not. All need root.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod runner;
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
@@ -173,7 +175,11 @@ pub struct Running(pub Child);
 impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();
-        let _ = self.0.wait();
+        // Not for ever: one that waits for a frozen filesystem cannot die.
+        let start = Instant::now();
+        while matches!(self.0.try_wait(), Ok(None)) && start.elapsed() < Duration::from_secs(2) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 }
 
