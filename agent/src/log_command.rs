@@ -8,7 +8,9 @@ mod check;
 mod convert;
 mod dump;
 mod input;
+mod merge;
 mod new_file;
+mod salvage;
 mod stat;
 
 use std::path::PathBuf;
@@ -19,6 +21,8 @@ use clap::{Args, Subcommand};
 use crate::failure::Failure;
 
 pub use convert::ConvertArgs;
+pub use merge::MergeArgs;
+pub use salvage::SalvageArgs;
 
 /// What to do with logs.
 #[derive(Debug, Subcommand)]
@@ -29,6 +33,10 @@ pub enum LogCommand {
     Dump(ReadArgs),
     /// Tell what a log is and what it holds
     Stat(ReadArgs),
+    /// Merge consecutive logs into one: the last writer of each byte wins
+    Merge(MergeArgs),
+    /// Move what is whole of a torn log into a new, sealed one
+    Salvage(SalvageArgs),
     /// Convert a log between the native format and [MS-HRL]
     Convert(ConvertArgs),
 }
@@ -56,6 +64,8 @@ pub fn run(command: LogCommand) -> Result<ExitCode, Failure> {
         LogCommand::Check(args) => check::run(&args),
         LogCommand::Dump(args) => dump::run(&args),
         LogCommand::Stat(args) => stat::run(&args),
+        LogCommand::Merge(args) => merge::run(&args),
+        LogCommand::Salvage(args) => salvage::run(&args),
         LogCommand::Convert(args) => convert::run(&args),
     }
 }

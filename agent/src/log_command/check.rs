@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use hrl_format::{Ending, Log, Scanner, VolumeKey, ms};
+use hrl_format::{Proof, VolumeKey, ms};
 use libreplica::Result;
 use serde::Serialize;
 
@@ -21,8 +21,9 @@ struct Report {
     log: Option<String>,
     /// Whether the log was finished: sealed, or closed.
     sealed: bool,
-    /// Whether what is encrypted was read, too; null if nothing is.
-    decrypted: Option<bool>,
+    /// What the cipher vouches for: `none` if the log is not encrypted, `untried` without
+    /// the key, `frames` (those that are there), or `whole`.
+    proof: &'static str,
     frames: u64,
     records: u64,
     data_bytes: u64,
@@ -71,7 +72,7 @@ impl Report {
             sound: false,
             log: None,
             sealed: false,
-            decrypted: None,
+            proof: "none",
             frames: 0,
             records: 0,
             data_bytes: 0,
@@ -79,14 +80,6 @@ impl Report {
             findings: Vec::new(),
             more_findings: 0,
         }
-    }
-
-    fn found(&mut self, error: &hrl_format::Error) {
-        self.findings.push(Finding {
-            offset: error.offset().map(|at| at.get()),
-            frame: error.frame().map(|frame| frame.get()),
-            message: error.to_string(),
-        });
     }
 
     fn print(&self) {
@@ -106,8 +99,10 @@ impl Report {
         let verdict = if self.sound { "sound" } else { "DAMAGED" };
         let data = output::bytes(self.data_bytes);
         println!("{file}: {verdict}: {format} log {log}, {records} records, {data} of data");
-        if self.decrypted == Some(false) {
-            println!("{file}: encrypted, and no key was given: its data was not opened");
+        match self.proof {
+            "untried" => println!("{file}: encrypted; what the cipher says was not tried: no key"),
+            "frames" => println!("{file}: the key proves the frames, not that all are there"),
+            _ => {}
         }
         if self.without_checksum > 0 {
             println!(
@@ -118,52 +113,31 @@ impl Report {
     }
 }
 
-/// Reads all frames and the seal, then the index and the marks through the seal.
+/// Checks every byte of a native log.
 fn native(input: &Input, key: Option<&VolumeKey>) -> Result<Report> {
-    use hrl_format::ErrorKind as Kind;
-    let operation = "check the log";
-    let failed = |error| input.native_error(operation, error);
+    let found = hrl_format::check(input.file(), key)
+        .map_err(|error| input.native_error("check the log", error))?;
     let mut report = Report::new(input);
-    let mut scanner = match Scanner::new(input.stream()?, key) {
-        Ok(scanner) => scanner,
-        Err(error) if matches!(error.kind(), Kind::Io | Kind::KeyWrong | Kind::KeyUnused) => {
-            return Err(failed(error));
-        }
-        Err(error) => {
-            report.found(&error);
-            return Ok(report);
-        }
+    report.sound = found.is_sound();
+    report.log = found.header.map(|header| header.log.to_string());
+    report.sealed = found.seal.is_some();
+    report.proof = match found.proof {
+        Proof::None => "none",
+        Proof::Untried => "untried",
+        Proof::Frames => "frames",
+        Proof::Whole => "whole",
     };
-    report.log = Some(scanner.header().log.to_string());
-    report.decrypted = scanner.header().key.map(|_| key.is_some());
-    while let Some(frame) = scanner.next_frame().map_err(failed)? {
-        report.frames += 1;
-        report.records += frame.records() as u64;
-        report.data_bytes += frame.data_len() as u64;
-    }
-    match scanner.ending() {
-        Some(Ending::Sealed(_)) => {
-            report.sealed = true;
-            match sections(input, key) {
-                Ok(()) => report.sound = true,
-                Err(error) if error.kind() == Kind::Io => return Err(failed(error)),
-                Err(error) => report.found(&error),
-            }
-        }
-        Some(Ending::Torn { cause, .. }) => report.found(cause),
-        None => {}
-    }
+    report.frames = found.frames;
+    report.records = found.records;
+    report.data_bytes = found.seal.map_or(0, |seal| seal.data.get());
+    report.more_findings = found.more_problems;
+    let finding = |problem: &hrl_format::Error| Finding {
+        offset: problem.offset().map(|at| at.get()),
+        frame: problem.frame().map(|frame| frame.get()),
+        message: problem.to_string(),
+    };
+    report.findings = found.problems.iter().map(finding).collect();
     Ok(report)
-}
-
-fn sections(input: &Input, key: Option<&VolumeKey>) -> hrl_format::Result<()> {
-    let log = Log::open(input.file(), key)?;
-    log.index().try_for_each(|entry| entry.map(|_| ()))?;
-    log.marks().try_for_each(|mark| mark.map(|_| ()))?;
-    if log.header().key.is_none() || key.is_some() {
-        log.tags()?;
-    }
-    Ok(())
 }
 
 fn published(input: &Input) -> Result<Report> {

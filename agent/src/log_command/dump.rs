@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use hrl_format::ms;
 use hrl_format::record::Record;
 use hrl_format::units::{Extent, Timestamp};
-use hrl_format::{Ending, Scanner, Shape, VolumeKey};
+use hrl_format::{Ending, Scanner, Shape, TableEntry, VolumeKey};
 use libreplica::time::rfc3339;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -141,7 +141,13 @@ fn native(input: &Input, key: Option<&VolumeKey>, printer: &mut Printer) -> Resu
     if scanner.header().key.is_some() && key.is_none() {
         // Which extents, and when, can be read without the key.
         while let Some(frame) = scanner.next_frame().map_err(failed)? {
-            for (sequence, time, _, shape) in frame.shapes() {
+            for TableEntry {
+                sequence,
+                time,
+                shape,
+                ..
+            } in frame.table()
+            {
                 printer.print(&shape_line(sequence.get(), time, &shape))?;
             }
         }

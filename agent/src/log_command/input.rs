@@ -64,6 +64,20 @@ impl Input {
         Ok(Self { path, file, format })
     }
 
+    /// Refuses a log of the other format.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] then.
+    pub fn must_be_native(&self, operation: &'static str) -> Result<()> {
+        match self.format {
+            Format::Native => Ok(()),
+            Format::MsHrl => Err(Error::new(ErrorKind::Invalid, operation)
+                .path(&self.path)
+                .detail("it is an [MS-HRL] log")
+                .advice("make it a native one with `replica log convert --to hrl`")),
+        }
+    }
+
     /// Which format it is of.
     pub const fn format(&self) -> Format {
         self.format
@@ -77,6 +91,11 @@ impl Input {
     /// The file, to be read at any place.
     pub const fn file(&self) -> &File {
         &self.file
+    }
+
+    /// The file, given away.
+    pub fn into_file(self) -> File {
+        self.file
     }
 
     /// How long it is.

@@ -121,8 +121,8 @@ fn native(input: &Input, key: Option<&VolumeKey>) -> Result<NativeStat> {
         stat.frame_bytes += frame.span() as u64;
         stat.data_bytes += frame.data_len() as u64;
         frame
-            .shapes()
-            .for_each(|(_, _, _, shape)| stat.records.count(&shape));
+            .table()
+            .for_each(|entry| stat.records.count(&entry.shape));
     }
     match scanner.ending() {
         Some(Ending::Torn { cause, .. }) => stat.torn = Some(cause.to_string()),
