@@ -8,15 +8,15 @@ mod common;
 use std::io::Cursor;
 
 use common::{
-    Byte, FLAVOURS, Flavour, Model, Timed, VOLUME, cases, extent, flavour, header, records, scan,
-    write_log,
+    Byte, FLAVOURS, Flavour, Model, Timed, VOLUME, cases, chain, extent, flavour, header, records,
+    scan, write_log,
 };
 use hrl_format::convert::{Error, HrlOptions, Loss, Lost, MsReport, to_hrl, to_ms_hrl};
 use hrl_format::id::VolumeId;
 use hrl_format::ms::{self, MsTime, Reader, Writer, WriterOptions};
 use hrl_format::record::Record;
 use hrl_format::units::{ByteOffset, Extent, Timestamp, VolumeSize};
-use hrl_format::{Ending, ErrorKind, Log, VolumeKey};
+use hrl_format::{Ending, ErrorKind, Log, VolumeKey, merge};
 use proptest::prelude::*;
 
 fn to_ms(file: &[u8], key: Option<&VolumeKey>, loss: Loss) -> Result<(Vec<u8>, MsReport), Error> {
@@ -274,4 +274,30 @@ fn losses_are_named() {
     let (_, report) = to_ms(&file, None, Loss::Accepted).unwrap();
     assert_eq!((report.lost.named().len(), report.lost.more()), (100, 50));
     assert!(report.lost.to_string().ends_with(", and 50 more"));
+}
+
+proptest! {
+    #![proptest_config(cases())]
+
+    /// A merge without the key moves frames whole, with records in them that no longer
+    /// count: played in their order they still come to the same.
+    #[test]
+    fn a_merged_log_converts_to_the_state_it_leaves(
+        records in records(40), cuts in prop::collection::vec(0usize..40, 1..4), flavour in flavour(),
+    ) {
+        let records: Vec<Timed> = records
+            .into_iter()
+            .filter(|(record, _)| record.extent().is_some_and(|at| at.end().get() <= VOLUME))
+            .collect();
+        let keyless: Vec<_> = chain(&records, &cuts, flavour)
+            .into_iter()
+            .map(|log| Log::open(log.into_source(), None).unwrap())
+            .collect();
+        let (merged, _) = merge(&keyless, Vec::new(), &flavour.options()).unwrap();
+        let (converted, _) = to_ms(&merged, flavour.key().as_ref(), Loss::Refused).unwrap();
+        let back = to_native(&converted, Some(VOLUME), Flavour::Plain).unwrap();
+        let log = Log::open(&back, None).unwrap();
+        let model = Model::of(VolumeSize::new(VOLUME), &records);
+        prop_assert_eq!(seen(&Model::by_index(&log)), seen(&model));
+    }
 }
