@@ -1,10 +1,17 @@
 //! A tracker's life on a real loop device: attach, rounds, epochs, adoption, refusals.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod devices;
 
 use devices::{Loop, MIB, Pinned, drain, write_direct};
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+
 use libreplica::ErrorKind;
 use libreplica::capture::{FolderId, Tracker, WidenCause, list_pins, remove_pins};
+use libreplica::sys::bpf;
+use libreplica::sys::memory::SharedWords;
 use libreplica::units::BlockSize;
 
 #[test]
@@ -131,4 +138,24 @@ fn pins_of_others_are_refused() {
     let gone = remove_pins(&pinned.spec.pins, pinned.spec.volume).unwrap_err();
     assert_eq!(gone.kind(), ErrorKind::NotFound);
     Tracker::attach(&pinned.spec).unwrap().detach().unwrap();
+}
+
+/// As a kill leaves it between attaching and the proof that the disk is seen.
+#[test]
+fn adoption_makes_up_for_a_proof_that_was_not_made() {
+    let disk = Loop::new(16 * MIB);
+    let pinned = Pinned::new(&disk.path);
+    drop(Tracker::attach(&pinned.spec).unwrap());
+    let pin = bpf::open_pin(&pinned.spec.pin_folder().join("map_state")).unwrap();
+    let state = SharedWords::map(pin.as_fd(), 88).unwrap();
+    let (probing, probed) = (&state.words()[25], &state.words()[80]);
+    assert_eq!(probing.load(Ordering::Relaxed), 0);
+    let before = probed.load(Ordering::Relaxed);
+    probing.store(1, Ordering::Relaxed);
+    std::fs::read(&disk.path).unwrap();
+    write_direct(&disk.path, 0, 4096, 1);
+    let mut tracker = Tracker::adopt(&pinned.spec).unwrap();
+    assert_eq!(probing.load(Ordering::Relaxed), 0);
+    assert!(probed.load(Ordering::Relaxed) >= before + 8 + 8);
+    assert_eq!(drain(&mut tracker).1, [(0, 1)]);
 }

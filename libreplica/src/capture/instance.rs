@@ -168,7 +168,8 @@ impl Instance {
     pub(super) fn drop_stale_flights(&self, causes: &Causes) -> Result<()> {
         const OPERATION: &str = "look through the writes in flight";
         let state = &self.pins.state;
-        let skipped = causes.misses.iter().any(|&misses| misses != 0);
+        let skipped = causes.grown.contains(&WidenCause::MissedEvents)
+            || causes.misses.iter().any(|&misses| misses != 0);
         if !skipped || state.get(Word::Submitted) == state.get(Word::Completed) {
             return Ok(());
         }

@@ -12,8 +12,9 @@ use aya::programs::links::FdLink;
 use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
 
 use crate::capture::pins::{self, MAPS, PROGRAMS};
+use crate::capture::probe;
 use crate::capture::spec::AttachSpec;
-use crate::capture::state::{Identity, PARTS, State, WORDS};
+use crate::capture::state::{Identity, PARTS, State, WORDS, Word};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::sys::bpf;
 use crate::sys::memory::SharedWords;
@@ -58,7 +59,9 @@ pub(super) fn load(spec: &AttachSpec) -> Result<()> {
         .load(OBJECT)
         .map_err(refused)?;
     let state = SharedWords::map(map(&loaded, "state")?.fd().as_fd(), WORDS);
-    State::new(state.at(LOAD, &spec.disk.path)?).set_identity(&identity);
+    let state = State::new(state.at(LOAD, &spec.disk.path)?);
+    state.set_identity(&identity);
+    state.set(Word::Probing, probe::ALL);
 
     let folder = spec.pin_folder();
     let unfinished = pins::unfinished(&folder);

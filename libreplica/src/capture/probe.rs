@@ -15,8 +15,8 @@ const LIMIT: Duration = Duration::from_secs(2);
 const OPERATION: &str = "check that the disk's reads and writes are seen";
 
 // The values of `Word::Probing`.
-const OFF: u64 = 0;
-const ALL: u64 = 1;
+pub(super) const OFF: u64 = 0;
+pub(super) const ALL: u64 = 1;
 const ENDS: u64 = 2;
 
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,9 @@ fn seen(state: &State) -> Seen {
     }
 }
 
-/// Reads a little of `disk`, and checks that each read was seen to begin and to end.
+/// Reads a little of `disk`, and checks that each read was seen to begin and to end. Turns
+/// off the following of reads, which is on from the moment the programs are attached, only
+/// if so: whoever adopts a tracker with it on knows that this is still to be done.
 ///
 /// # Errors
 /// [`ErrorKind::Kernel`] if not; [`ErrorKind::Io`] and [`ErrorKind::Vanished`] if the disk
@@ -53,14 +55,15 @@ pub(super) fn probe(disk: &Disk, state: &State) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(2));
     };
-    state.set(Word::Probing, OFF);
     read?;
-    result.map_err(|what| {
-        Error::new(ErrorKind::Kernel, OPERATION)
-            .path(&disk.path)
-            .detail(what)
-            .advice("use --capture ublk or --capture nbd")
-    })
+    result
+        .map(|()| state.set(Word::Probing, OFF))
+        .map_err(|what| {
+            Error::new(ErrorKind::Kernel, OPERATION)
+                .path(&disk.path)
+                .detail(what)
+                .advice("use --capture ublk or --capture nbd")
+        })
 }
 
 fn read_a_little(disk: &Disk) -> Result<()> {

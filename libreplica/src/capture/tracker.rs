@@ -18,7 +18,7 @@ use crate::capture::instance::{Instance, Observer};
 #[cfg(feature = "ebpf")]
 use crate::capture::load::load;
 use crate::capture::pins::{self, Pins};
-use crate::capture::probe::probe;
+use crate::capture::probe;
 use crate::capture::spec::AttachSpec;
 use crate::capture::state::{EPOCH, Identity, Word};
 use crate::error::{Error, ErrorKind, Result};
@@ -123,6 +123,10 @@ impl Tracker {
     pub fn adopt(spec: &AttachSpec) -> Result<Self> {
         let tracker = Self::open(spec, Grace::pick()?)?;
         check_disk(&spec.disk, ADOPT)?;
+        if tracker.instance.pins.state.get(Word::Probing) != probe::OFF {
+            // Somebody was killed between attaching and the proof.
+            tracker.begin()?;
+        }
         // Somebody may have been killed between making a part inactive and draining it.
         tracker.grace.wait()?;
         let inactive = tracker.instance.pins.state.active() ^ 1;
@@ -155,7 +159,7 @@ impl Tracker {
     /// when the programs were attached.
     fn begin(&self) -> Result<()> {
         let Instance { pins, disk, .. } = &*self.instance;
-        probe(disk, &pins.state)?;
+        probe::probe(disk, &pins.state)?;
         if disk.completion == Completion::ByBio {
             for _ in 0..100 {
                 if disk.writes_in_flight()? == 0 {

@@ -298,6 +298,21 @@ impl<const N: usize> HashMap<N> {
         }
     }
 
+    /// Adds `key`, or changes its value.
+    ///
+    /// # Errors
+    /// Those of bpf(2): `E2BIG` when the map is full.
+    pub fn insert(&self, key: u64, value: [u8; N]) -> io::Result<()> {
+        let mut attr = ElementAttr {
+            map: number(self.fd.as_fd()),
+            key: address(&raw const key),
+            value: address(value.as_ptr()),
+            ..ElementAttr::default()
+        };
+        // SAFETY: the kernel reads 8 bytes at `key` and N at `value`: see `new`.
+        unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }.map(|_| ())
+    }
+
     /// Removes `key`; says whether it was there.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use libreplica::capture::{AttachSpec, Disk, FolderId, RoundReport, Tracker, remove_pins};
 use libreplica::geometry::Geometry;
@@ -18,6 +18,9 @@ use libreplica::sys::reader::{Reader, ReaderOptions};
 use libreplica::units::{BlockSize, ByteLen, ByteOffset, Extent};
 
 pub const MIB: u64 = 1 << 20;
+/// The state folder and the block size that tests use unless they say otherwise.
+pub const FOLDER: FolderId = FolderId::from_bytes([7; 16]);
+pub const BLOCK: BlockSize = BlockSize::MIN;
 
 /// How many random cases a test runs: `REPLICA_CASES`, or `small`.
 pub fn cases(small: u64) -> u64 {
@@ -25,6 +28,31 @@ pub fn cases(small: u64) -> u64 {
         .ok()
         .and_then(|n| n.parse().ok())
         .unwrap_or(small)
+}
+
+/// A plain generator, so that a failure can be repeated from its seed.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
+
+/// Stops the load, or whatever else runs beside, also when a test fails.
+pub struct StopAtEnd<'a>(pub &'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Runs a command to its end; its output, or a panic with what it said.
@@ -169,6 +197,54 @@ impl Drop for Mounted {
     }
 }
 
+/// A disk over a file in a file system that can be frozen: then the disk's writes stay in
+/// flight until it is thawed.
+pub struct Slow {
+    pub path: PathBuf,
+    lower: Mounted,
+    _disk: Loop,
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        // Before the mount and the device below go, in the order of the fields.
+        let _ = Command::new("losetup")
+            .arg("--detach")
+            .arg(&self.path)
+            .status();
+    }
+}
+
+impl Slow {
+    pub fn new(bytes: u64) -> Self {
+        let disk = Loop::new(bytes * 2 + 32 * MIB);
+        run("mkfs.ext4", &["-q", disk.name()]);
+        let lower = Mounted::new(&disk.path);
+        let file = lower.at.join("disk");
+        // Allocated and written, so that writes need no transaction of their own.
+        fs::write(&file, vec![0; bytes as usize]).unwrap();
+        File::open(&file).unwrap().sync_all().unwrap();
+        let path = Loop::attach(&file, &[]);
+        Self {
+            path,
+            lower,
+            _disk: disk,
+        }
+    }
+
+    pub fn frozen<T>(&self, work: impl FnOnce() -> T) -> T {
+        struct Thaw<'a>(&'a Path);
+        impl Drop for Thaw<'_> {
+            fn drop(&mut self) {
+                run("fsfreeze", &["--unfreeze", self.0.to_str().unwrap()]);
+            }
+        }
+        run("fsfreeze", &["--freeze", self.lower.at.to_str().unwrap()]);
+        let _thaw = Thaw(&self.lower.at);
+        work()
+    }
+}
+
 /// What to track, with a folder of pins of its own that goes away.
 pub struct Pinned {
     pub spec: AttachSpec,
@@ -176,14 +252,13 @@ pub struct Pinned {
 
 impl Pinned {
     pub fn new(device: &Path) -> Self {
-        Self::with_block(device, BlockSize::MIN)
+        Self::with_block(device, BLOCK)
     }
 
     pub fn with_block(device: &Path, block: BlockSize) -> Self {
         let disk = Disk::open(device).unwrap();
         let volume = VolumeId::random().unwrap();
-        let folder = FolderId::from_bytes([7; 16]);
-        let mut spec = AttachSpec::new(folder, volume, disk, block);
+        let mut spec = AttachSpec::new(FOLDER, volume, disk, block);
         spec.pins = PathBuf::from(format!("/sys/fs/bpf/replica-test-{}", unique()));
         Self { spec }
     }

@@ -1,0 +1,174 @@
+//! Under load, with swaps at random moments: a copy that is brought up to date by rounds
+//! alone equals the device once the load has stopped. On a disk of requests, on one of
+//! bios, on two at a time, and on one whose writes take their time.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod devices;
+
+use std::fs::OpenOptions;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use devices::{Copy, Loop, MIB, Pinned, Random, Slow, StopAtEnd, Zram, cases, open_direct};
+use libreplica::capture::Tracker;
+use libreplica::sys::memory::AlignedMemory;
+use libreplica::units::BlockSize;
+
+/// `_IO(0x12, 119)`: discard a range.
+const BLKDISCARD: libc::c_ulong = 0x1277;
+
+/// Changes the device in every way until told to stop.
+fn load(path: &Path, sector: u64, seed: u64, stop: &AtomicBool) {
+    let mut random = Random(seed);
+    let direct = open_direct(path);
+    let buffered = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let size = {
+        let mut end = &buffered;
+        std::io::Seek::seek(&mut end, std::io::SeekFrom::End(0)).unwrap()
+    };
+    let mut memory = AlignedMemory::new(256 << 10).unwrap();
+    while !stop.load(Ordering::Relaxed) {
+        let long = if random.below(10) == 0 {
+            (256 << 10) / sector
+        } else {
+            16
+        };
+        let len = (1 + random.below(long)) * sector;
+        let at = random.below((size - len) / sector + 1) * sector;
+        memory.as_mut_slice()[..len as usize].fill(random.next() as u8);
+        let bytes = &memory.as_slice()[..len as usize];
+        match random.below(20) {
+            0 => {
+                let range = [at, len];
+                // SAFETY: the kernel reads two words, which live across the call.
+                unsafe { libc::ioctl(direct.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
+            }
+            1 => {
+                let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+                // SAFETY: plain numbers and an open descriptor.
+                unsafe { libc::fallocate(direct.as_raw_fd(), mode, at as i64, len as i64) };
+            }
+            2..=5 => buffered.write_all_at(bytes, at).unwrap(),
+            // Fails when writes around the page cache have met dirty pages.
+            6 => drop(buffered.sync_data()),
+            _ => direct.write_all_at(bytes, at).unwrap(),
+        }
+    }
+}
+
+/// Loads the device from three threads while rounds are made at random moments, then stops
+/// and compares.
+fn follow(path: &Path, block: BlockSize, rounds: u64, seed: u64) {
+    let pinned = Pinned::with_block(path, block);
+    let mut copy = Copy::new(&pinned.spec);
+    let mut tracker = Tracker::attach(&pinned.spec).unwrap();
+    let sector = u64::from(pinned.spec.disk.sector.get());
+    let stop = AtomicBool::new(false);
+    let mut random = Random(seed);
+    std::thread::scope(|scope| {
+        let _stopped = StopAtEnd(&stop);
+        for thread in 1..=3 {
+            let stop = &stop;
+            scope.spawn(move || load(path, sector, seed * 10 + thread, stop));
+        }
+        copy.read([pinned.spec.disk.size.extent()]);
+        for round in 0..rounds {
+            std::thread::sleep(Duration::from_micros(random.below(8000)));
+            assert_eq!(
+                copy.round(&mut tracker).widened,
+                None,
+                "round {round}, seed {seed}"
+            );
+            match random.below(8) {
+                0 => tracker.reclaim(),
+                1..4 => tracker.acknowledge().unwrap(),
+                _ => {}
+            }
+        }
+    });
+    OpenOptions::new()
+        .write(true)
+        .open(path)
+        .unwrap()
+        .sync_all()
+        .unwrap();
+    assert!(
+        tracker.in_flight().unwrap().is_none(),
+        "{:?}",
+        tracker.in_flight()
+    );
+    copy.round(&mut tracker);
+    assert_eq!(tracker.pending().count(), 0);
+    copy.assert_same(path);
+    let counters = tracker.counters().unwrap();
+    assert!(
+        counters.submitted > rounds,
+        "there was hardly a load: {counters:?}"
+    );
+    assert_eq!(counters.widened, [], "seed {seed}");
+    assert_eq!(counters.stale, 0);
+}
+
+#[test]
+fn a_disk_of_requests() {
+    let disk = Loop::new(24 * MIB);
+    for seed in 1..=2 {
+        follow(&disk.path, BlockSize::MIN, cases(40), seed);
+    }
+}
+
+#[test]
+fn a_disk_of_4096_byte_sectors_past_the_page_cache_below() {
+    let disk = Loop::with(
+        24 * MIB + 4096,
+        &["--sector-size", "4096", "--direct-io=on"],
+    );
+    follow(&disk.path, BlockSize::new(16 << 10).unwrap(), cases(40), 3);
+}
+
+#[test]
+fn a_disk_of_bios() {
+    let disk = Zram::new(24 * MIB);
+    follow(&disk.path, BlockSize::MIN, cases(40), 4);
+}
+
+#[test]
+fn two_volumes_at_once() {
+    let (first, second) = (Loop::new(16 * MIB), Zram::new(16 * MIB));
+    std::thread::scope(|scope| {
+        scope.spawn(|| follow(&first.path, BlockSize::MIN, cases(20), 5));
+        scope.spawn(|| {
+            follow(
+                &second.path,
+                BlockSize::new(64 << 10).unwrap(),
+                cases(20),
+                6,
+            )
+        });
+    });
+}
+
+#[test]
+fn a_disk_whose_writes_take_their_time() {
+    let disk = Slow::new(16 * MIB);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _done = StopAtEnd(&done);
+        scope.spawn(|| {
+            let mut random = Random(77);
+            while !done.load(Ordering::Relaxed) {
+                disk.frozen(|| std::thread::sleep(Duration::from_millis(random.below(30))));
+                std::thread::sleep(Duration::from_millis(random.below(20)));
+            }
+        });
+        follow(&disk.path, BlockSize::MIN, cases(40), 7);
+    });
+}

@@ -1,0 +1,143 @@
+//! What cannot be known exactly makes the whole volume dirty, with its cause: once, and
+//! counted. Where this kernel's devices cannot be made to misbehave, the words that the
+//! tracker compares are changed behind its back.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod devices;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use std::os::fd::AsFd;
+
+use devices::{Loop, MIB, Pinned, StopAtEnd, Zram, drain, write_direct};
+use libreplica::capture::{Tracker, WidenCause};
+use libreplica::sys::bpf;
+use libreplica::sys::memory::SharedWords;
+
+/// The words of `struct state` in track.bpf.c that are tampered with.
+const NOTED_MISSES: usize = 26;
+const STATS_OFFSET: usize = 47;
+
+fn state_of(pinned: &Pinned) -> Arc<SharedWords> {
+    let pin = pinned.spec.pin_folder().join("map_state");
+    Arc::new(SharedWords::map(bpf::open_pin(&pin).unwrap().as_fd(), 88).unwrap())
+}
+
+/// The next round is the whole volume because of `cause`, the one behind it is not.
+fn assert_widens_once(tracker: &mut Tracker, cause: WidenCause) {
+    let blocks = tracker.geometry().blocks();
+    let (report, runs) = drain(tracker);
+    assert_eq!(report.widened, Some(cause));
+    assert_eq!(runs, [(0, blocks)]);
+    assert_eq!(tracker.dirty_blocks(), blocks);
+    tracker.acknowledge().unwrap();
+    let (report, runs) = drain(tracker);
+    assert_eq!(report.widened, None);
+    assert_eq!(runs, []);
+    assert!(tracker.counters().unwrap().widened.contains(&(cause, 1)));
+}
+
+#[test]
+fn events_that_the_kernel_skipped() {
+    let disk = Loop::new(16 * MIB);
+    let pinned = Pinned::new(&disk.path);
+    let mut tracker = Tracker::attach(&pinned.spec).unwrap();
+    let state = state_of(&pinned);
+    for program in 0..3 {
+        state.words()[NOTED_MISSES + program].fetch_add(1, Ordering::Relaxed);
+        let (report, _) = drain(&mut tracker);
+        assert_eq!(report.widened, Some(WidenCause::MissedEvents));
+    }
+    assert_eq!(
+        tracker.counters().unwrap().widened,
+        [(WidenCause::MissedEvents, 3)]
+    );
+    // A write whose end was skipped would be in flight for ever.
+    let flights = bpf::open_pin(&pinned.spec.pin_folder().join("map_flights")).unwrap();
+    let flights = bpf::HashMap::<32>::new(flights).unwrap();
+    let mut flight = [0; 32];
+    flight[8] = 16;
+    flight[24] = 16;
+    flights.insert(0xdead_0000, flight).unwrap();
+    state.words()[48].fetch_add(1, Ordering::Relaxed);
+    state.words()[49].fetch_add(16, Ordering::Relaxed);
+    assert_eq!(tracker.in_flight().unwrap().sectors, 16);
+    drain(&mut tracker);
+    assert!(
+        !tracker.in_flight().unwrap().is_none(),
+        "nothing was skipped"
+    );
+    state.words()[NOTED_MISSES].fetch_add(1, Ordering::Relaxed);
+    drain(&mut tracker);
+    assert!(tracker.in_flight().unwrap().is_none());
+    assert_eq!(tracker.counters().unwrap().stale, 1);
+    assert_eq!(flights.next_key(None).unwrap(), None);
+}
+
+#[test]
+fn sectors_that_only_the_kernel_counted() {
+    let disk = Loop::new(16 * MIB);
+    let pinned = Pinned::new(&disk.path);
+    let mut tracker = Tracker::attach(&pinned.spec).unwrap();
+    write_direct(&disk.path, 0, 4096, 1);
+    assert_eq!(drain(&mut tracker).1, [(0, 1)]);
+    state_of(&pinned).words()[STATS_OFFSET].fetch_sub(8, Ordering::Relaxed);
+    assert_widens_once(&mut tracker, WidenCause::StatsDiffer);
+    // Whoever stops the kernel's counting takes the comparison away, and no more.
+    let switch = format!("/sys/block/{}/queue/iostats", pinned.spec.disk.name);
+    std::fs::write(&switch, "0").unwrap();
+    write_direct(&disk.path, 4096, 4096, 1);
+    let (report, runs) = drain(&mut tracker);
+    assert_eq!((report.widened, runs), (None, vec![(1, 2)]));
+    std::fs::write(&switch, "1").unwrap();
+    assert_eq!(drain(&mut tracker).0.widened, None);
+}
+
+#[test]
+fn causes_outlive_whoever_did_not_get_to_note_them() {
+    let disk = Loop::new(16 * MIB);
+    let pinned = Pinned::new(&disk.path);
+    drop(Tracker::attach(&pinned.spec).unwrap());
+    state_of(&pinned).words()[NOTED_MISSES].fetch_add(1, Ordering::Relaxed);
+    let mut tracker = Tracker::adopt(&pinned.spec).unwrap();
+    assert_widens_once(&mut tracker, WidenCause::MissedEvents);
+}
+
+/// A disk of bios has no request that could mark what was not noted: its end is recognised
+/// as one without a beginning.
+#[test]
+fn a_full_table_on_a_disk_of_bios() {
+    let disk = Zram::new(64 * MIB);
+    let mut pinned = Pinned::new(&disk.path);
+    pinned.spec.in_flight = 1;
+    let mut tracker = Tracker::attach(&pinned.spec).unwrap();
+    let stop = AtomicBool::new(false);
+    let mut seen = Vec::new();
+    std::thread::scope(|scope| {
+        let _stop = StopAtEnd(&stop);
+        for i in 0..4 {
+            let (path, stop) = (&disk.path, &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    write_direct(path, i << 24, 1 << 20, i as u8);
+                }
+            });
+        }
+        let began = Instant::now();
+        while seen.len() < 2 && began.elapsed() < Duration::from_secs(30) {
+            let (report, runs) = drain(&mut tracker);
+            if report.widened.is_some() {
+                assert_eq!(runs, [(0, tracker.geometry().blocks())]);
+            }
+            seen = tracker.counters().unwrap().widened;
+        }
+    });
+    let causes: Vec<_> = seen.iter().map(|(cause, _)| *cause).collect();
+    assert_eq!(causes, [WidenCause::TableFull, WidenCause::Unmatched]);
+    drain(&mut tracker);
+    assert!(tracker.in_flight().unwrap().is_none());
+    assert_eq!(drain(&mut tracker).0.widened, None);
+}
