@@ -6,6 +6,7 @@
 //! mounts come and go under a protected disk. Nothing here opens a partition, or anything
 //! exclusively.
 
+mod beside;
 mod block_device;
 mod boot;
 mod filesystem;

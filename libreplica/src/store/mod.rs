@@ -31,6 +31,7 @@ mod retain;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod tip;
 mod writer;
 
 pub use baseline::Baseline;
@@ -43,4 +44,5 @@ pub use point_reader::{PieceKind, PointPiece, PointReader};
 pub use reader::{PointSelector, VolumeReader};
 pub use restore::{RestoreOptions, RestoreProof, Restored};
 pub use retain::Retained;
+pub use tip::TipReader;
 pub use writer::{Committed, VolumeWriter};

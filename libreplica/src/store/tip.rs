@@ -1,0 +1,85 @@
+//! The image at its newest epoch, whether that is a recovery point or not: what the
+//! writer's own driver compares its source with, and makes its digest tree from. Nobody
+//! restores from here.
+
+use hrl_format::id::PointId;
+use hrl_format::record::Consistency;
+use hrl_format::units::{ByteLen, ByteOffset, Epoch, Extent, Timestamp};
+
+use super::catalogue::Point;
+use super::layers::Layers;
+use super::lease::{Lease, Wanted};
+use super::point_reader::PointReader;
+use super::sources::{OpenFiles, open_log};
+use super::writer::VolumeWriter;
+use crate::error::{Error, Result};
+
+/// The image at its newest epoch, open for reading.
+pub struct TipReader(PointReader);
+
+impl TipReader {
+    /// Fills `buffer` with what the image holds from `offset` on.
+    ///
+    /// # Errors
+    /// As [`PointReader::read_at`].
+    pub fn read_at(&mut self, offset: ByteOffset, buffer: &mut [u8]) -> Result<()> {
+        self.0.read_at(offset, buffer)
+    }
+}
+
+impl VolumeWriter {
+    /// Opens the image at its newest epoch.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) if a log that it needs is not what the
+    /// catalogue says; what the system refuses.
+    pub fn read_tip(&self) -> Result<TipReader> {
+        let (lease, catalogue) = Lease::take(&self.folder, Wanted::View)?;
+        let (logs, size) = (&catalogue.logs, catalogue.size);
+        let layers = Layers::open(&self.folder, &catalogue, logs, size, self.key.as_ref())?;
+        let here = Point {
+            id: PointId::NIL,
+            epoch: catalogue.last_epoch(),
+            time: Timestamp::now(),
+            consistency: Consistency::Crash,
+            label: String::new(),
+            group: None,
+            root: None,
+            size,
+            bytes: ByteLen::ZERO,
+        };
+        Ok(TipReader(PointReader::new(lease, here, layers)))
+    }
+
+    /// What the epochs after `epoch` changed, in no order; `None` if their logs are not all
+    /// there any more.
+    ///
+    /// # Errors
+    /// As [`VolumeWriter::read_tip`], when a log is read.
+    pub fn changed_since(&self, epoch: Epoch) -> Result<Option<Vec<Extent>>> {
+        let catalogue = self.catalogue();
+        let newer = catalogue.logs.partition_point(|log| log.last <= epoch);
+        let follows = catalogue
+            .logs
+            .get(newer)
+            .is_none_or(|log| log.first == epoch.next());
+        if !follows
+            || catalogue
+                .base
+                .as_ref()
+                .is_none_or(|base| base.epoch > epoch)
+        {
+            return Ok(None);
+        }
+        let mut changed = Vec::new();
+        for entry in &catalogue.logs[newer..] {
+            let files = OpenFiles::default().into();
+            let log = open_log(&self.folder, entry, &files, self.key.as_ref())?;
+            for item in log.log.index() {
+                let item = item.map_err(|source| Error::log("read the index of a log", source))?;
+                changed.push(item.extent);
+            }
+        }
+        Ok(Some(changed))
+    }
+}
