@@ -114,7 +114,8 @@ volume=$("$replica" status quickstart --json | sed -n 's/.*"id": *"\([0-9a-f]*\)
 say "a real workload: a source tree is unpacked while transactions go on"
 sources=${CARGO_HOME:-$HOME/.cargo}/registry/src
 [ -d "$sources" ] || sources=/usr/share/doc
-(cd "$sources" && find . -type f -size -1024k -print0 | LC_ALL=C sort -z | head -z -n 5000) >"$place/list"
+(cd "$sources" && find . -type f -size -1024k -print0 | LC_ALL=C sort -z) >"$place/all"
+head -z -n 5000 "$place/all" >"$place/list"
 mkdir "$mount/tree"
 tar -C "$sources" --null -T "$place/list" -cf - | tar -C "$mount/tree" -xf -
 (cd "$mount/tree" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum) >"$place/manifest"

@@ -8,10 +8,12 @@ pub mod device;
 pub mod digest;
 pub mod error;
 pub mod geometry;
+pub mod key_file;
 pub mod policy;
 pub mod primary;
 pub mod store;
 pub mod sys;
+pub mod time;
 
 pub use error::{Error, ErrorKind, IoContext, Result};
 pub use hrl_format::{id, record, units};

@@ -1,6 +1,45 @@
-//! The driver of the protected side: it joins capture to the store, and brings
-//! filesystems to rest for the points that it makes.
+//! The driver of a protected machine: it joins capture to the store. Threads, sockets of
+//! the watchdog and clocks are here; what they drive lies in the ranks below.
+//!
+//! ```text
+//! engine      all volumes; what the control socket asks for
+//! lifecycle   a volume's thread: what to do next, and what to do about failures
+//! protect     a device becomes a volume
+//! member      the working part: source (device, tracker) and sink (image, digest tree)
+//! copy        reads everything: baseline and resync
+//! point       reads what changed, and makes a recovery point of it
+//! verify      compares source and image
+//! ```
 
+mod config;
+mod copy;
+mod draft;
+mod engine;
+mod environment;
+mod exclusions;
+mod fingerprint;
+mod group;
 pub mod hooks;
+mod lifecycle;
+mod member;
+mod point;
+mod protect;
 pub mod quiesce;
+mod sink;
+mod source;
+mod spec;
+mod state_dir;
+mod status;
+mod tail;
+mod verify;
+mod volume;
 pub mod watchdog;
+
+pub use config::{ExcludedRange, Phase, Shipping, VolumeConfig};
+pub use engine::Primary;
+pub use spec::{Exclusion, PointOptions, PrimaryOptions, ProtectSpec, Siblings};
+pub use state_dir::StateDir;
+pub use status::{
+    DifferingRange, LastError, PointSummary, ResyncProgress, ResyncSummary, StatusCounters,
+    VerifySummary, VolumeState, VolumeStatus,
+};

@@ -1,0 +1,145 @@
+//! What the operator asked for when a volume was protected, as it is kept in the state
+//! folder. Everything else about a volume is known better elsewhere: its dirty bits by
+//! the kernel, its epochs and points by the store.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hrl_format::id::VolumeId;
+use hrl_format::units::{BlockSize, ByteLen, ByteOffset, Extent};
+use serde::{Deserialize, Serialize};
+
+/// A byte range that the operator leaves out of the copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExcludedRange {
+    offset: u64,
+    len: u64,
+}
+
+impl ExcludedRange {
+    /// The range as an extent; `None` if the file was edited into nonsense.
+    pub fn extent(self) -> Option<Extent> {
+        Extent::new(ByteOffset::new(self.offset), ByteLen::new(self.len))
+    }
+}
+
+impl From<Extent> for ExcludedRange {
+    fn from(extent: Extent) -> Self {
+        Self {
+            offset: extent.offset().get(),
+            len: extent.len().get(),
+        }
+    }
+}
+
+/// How far the first copy has come. Kept on disk, so that a baseline cut short by a
+/// crash is never taken for one that ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "phase")]
+pub enum Phase {
+    /// The first copy has not ended.
+    Baseline,
+    /// The image is complete; changes follow.
+    Replicating,
+    /// The image is complete, but what changed since is not known in full.
+    Resync {
+        /// Why.
+        cause: String,
+    },
+}
+
+/// Whether the operator wants changes shipped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shipping {
+    /// Yes.
+    #[default]
+    On,
+    /// No: tracking goes on, nothing is shipped.
+    Paused,
+}
+
+/// One protected volume's settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeConfig {
+    /// The volume's id, in the store as here.
+    #[serde(with = "crate::primary::config::id_text")]
+    pub id: VolumeId,
+    /// What the operator calls it.
+    pub name: String,
+    /// The device's path, absolute.
+    pub device: PathBuf,
+    /// Its size when it was protected, in bytes.
+    pub size_bytes: u64,
+    /// The size of a block, in bytes.
+    pub block_bytes: u32,
+    /// The store's folder, absolute.
+    pub store: PathBuf,
+    /// The interval between recovery points.
+    pub every: Duration,
+    /// Which points to keep, as it was written.
+    pub retain: String,
+    /// Where the volume key is, if the volume is encrypted.
+    pub key_file: Option<PathBuf>,
+    /// The consistency group.
+    pub group: Option<String>,
+    /// Ranges left out of the copy.
+    #[serde(default)]
+    pub exclude: Vec<ExcludedRange>,
+    /// Ranges that were left out at the newest point, active swap included: what of them
+    /// no longer is left out must be copied.
+    #[serde(default)]
+    pub left_out: Vec<ExcludedRange>,
+    /// Where logs wait when the store falls behind; used by inline capture.
+    #[serde(default)]
+    pub spool: Option<PathBuf>,
+    /// How far the first copy has come.
+    pub phase: Phase,
+    /// Whether changes are shipped.
+    #[serde(default)]
+    pub shipping: Shipping,
+}
+
+impl VolumeConfig {
+    /// The block size; 1 MiB if the file was edited into nonsense.
+    pub fn block(&self) -> BlockSize {
+        BlockSize::new(self.block_bytes).unwrap_or(BlockSize::MAX)
+    }
+
+    /// The excluded ranges as extents.
+    pub fn excluded(&self) -> Vec<Extent> {
+        self.exclude
+            .iter()
+            .filter_map(|range| range.extent())
+            .collect()
+    }
+
+    /// What was left out at the newest point.
+    pub fn left_out(&self) -> Vec<Extent> {
+        self.left_out
+            .iter()
+            .filter_map(|range| range.extent())
+            .collect()
+    }
+
+    /// Notes what is left out now.
+    pub fn set_left_out(&mut self, ranges: &[Extent]) {
+        self.left_out = ranges.iter().copied().map(ExcludedRange::from).collect();
+    }
+}
+
+/// Ids as text in JSON.
+pub(crate) mod id_text {
+    use hrl_format::id::VolumeId;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(id: &VolumeId, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(id)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<VolumeId, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
+}

@@ -1,0 +1,324 @@
+//! The primary: all volumes that this machine protects, and the operations that the
+//! control socket, or a program that links this library, asks for.
+//!
+//! Each volume has a thread that brings it up, copies, resyncs and makes its points.
+//! Whatever fails there is handled by one mechanism: drop what failed, wait, bring it up
+//! again as after a restart. Tracking goes on in the kernel all the while.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use hrl_format::id::VolumeId;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::primary::config::{Phase, Shipping, VolumeConfig};
+use crate::primary::environment::Environment;
+use crate::primary::member::Member;
+use crate::primary::protect;
+use crate::primary::spec::{PointOptions, PrimaryOptions, ProtectSpec};
+use crate::primary::status::{PointSummary, VerifySummary, VolumeState, VolumeStatus};
+use crate::primary::volume::{Volume, locked};
+use crate::primary::{group, lifecycle, verify};
+
+/// How long a command waits for a volume's current slice of work to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Running {
+    volume: Arc<Volume>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// All volumes that this machine protects.
+pub struct Primary {
+    environment: Arc<Environment>,
+    volumes: Mutex<BTreeMap<VolumeId, Running>>,
+    /// One `protect` or `unprotect` at a time: each looks at all volumes first.
+    changing: Mutex<()>,
+}
+
+impl Primary {
+    /// Opens the state folder, thaws what a killed daemon left frozen, and takes every
+    /// volume up again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when another daemon uses the folder; else what the system said.
+    /// A volume that cannot be taken up is no error: its status says why.
+    pub fn start(options: PrimaryOptions) -> Result<Arc<Self>> {
+        let environment = Arc::new(Environment::open(options)?);
+        let primary = Arc::new(Self {
+            environment,
+            volumes: Mutex::new(BTreeMap::new()),
+            changing: Mutex::new(()),
+        });
+        for config in primary.environment.state.volumes()? {
+            match config {
+                Ok(config) => primary.launch(config, None),
+                Err(error) => tracing::error!("a volume is not taken up: {error}"),
+            }
+        }
+        primary.environment.report_stale_pins();
+        primary.first_look();
+        Ok(primary)
+    }
+
+    /// Gives every volume a moment to be taken up, so that the first `status` is not blank.
+    fn first_look(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        for volume in self.all() {
+            while !volume.was_tried() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+
+    fn launch(&self, config: VolumeConfig, member: Option<Member>) {
+        let id = config.id;
+        let status = lifecycle::first_status(&config);
+        let member = member.unwrap_or_else(|| Member::new(&config));
+        let volume = Arc::new(Volume::new(config, member, status));
+        locked(&self.volumes).insert(
+            id,
+            Running {
+                volume: Arc::clone(&volume),
+                thread: None,
+            },
+        );
+        let environment = Arc::clone(&self.environment);
+        let worker = Arc::clone(&volume);
+        let thread = std::thread::Builder::new()
+            .name(format!("vol-{}", &id.to_string()[..8]))
+            .spawn(move || lifecycle::run(&worker, &environment));
+        match thread {
+            Ok(thread) => {
+                if let Some(running) = locked(&self.volumes).get_mut(&id) {
+                    running.thread = Some(thread);
+                }
+            }
+            Err(error) => volume.publish_error(&Error::io("start the volume's thread", error)),
+        }
+        self.refresh_peers();
+    }
+
+    /// Tells every volume's thread which volumes there are, for groups.
+    fn refresh_peers(&self) {
+        self.environment.peers.set(self.all());
+    }
+
+    fn all(&self) -> Vec<Arc<Volume>> {
+        locked(&self.volumes)
+            .values()
+            .map(|running| Arc::clone(&running.volume))
+            .collect()
+    }
+
+    fn find(&self, name_or_id: &str) -> Result<Arc<Volume>> {
+        let volumes = self.all();
+        if let Ok(id) = name_or_id.parse::<VolumeId>()
+            && let Some(volume) = volumes.iter().find(|volume| volume.id() == id)
+        {
+            return Ok(Arc::clone(volume));
+        }
+        let named: Vec<_> = volumes
+            .iter()
+            .filter(|volume| volume.config().name == name_or_id)
+            .collect();
+        match named.as_slice() {
+            [one] => Ok(Arc::clone(one)),
+            [] => Err(Error::new(ErrorKind::NotFound, "find the volume")
+                .detail(format!("no volume `{name_or_id}` is protected here"))
+                .advice("`replica status` lists those that are")),
+            several => {
+                let ids: Vec<_> = several
+                    .iter()
+                    .map(|volume| volume.id().to_string())
+                    .collect();
+                Err(Error::new(ErrorKind::Invalid, "find the volume")
+                    .detail(format!(
+                        "several are called `{name_or_id}`: {}",
+                        ids.join(", ")
+                    ))
+                    .advice("name it by its id"))
+            }
+        }
+    }
+
+    /// Protects a device: returns its id and name once tracking is attached.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] for a device or a name that is taken, [`ErrorKind::Invalid`]
+    /// for a device that cannot be protected or a store that lies on it, and whatever the
+    /// system said; nothing is left behind then.
+    pub fn protect(&self, spec: ProtectSpec) -> Result<(VolumeId, String)> {
+        let _changing = locked(&self.changing);
+        let others: Vec<_> = self.all().iter().map(|volume| volume.config()).collect();
+        let (config, member) = protect::protect(&self.environment, spec, &others)?;
+        let named = (config.id, config.name.clone());
+        self.launch(config, Some(member));
+        Ok(named)
+    }
+
+    /// Stops protecting a volume. When it returns, nothing of it is left in the kernel;
+    /// its store is kept.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], or what the system said while pins were removed.
+    pub fn unprotect(&self, volume: &str) -> Result<()> {
+        let _changing = locked(&self.changing);
+        let volume = self.find(volume)?;
+        volume.request_stop();
+        let thread = locked(&self.volumes)
+            .get_mut(&volume.id())
+            .and_then(|running| running.thread.take());
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+        let mut member = volume.member_until(Instant::now() + PATIENCE)?;
+        member.release(&self.environment)?;
+        self.environment.state.forget(volume.id())?;
+        locked(&self.volumes).remove(&volume.id());
+        self.refresh_peers();
+        Ok(())
+    }
+
+    /// Removes what dead daemons with other state folders left in the kernel; returns a
+    /// line for each thing removed.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn remove_stale(&self) -> Result<Vec<String>> {
+        let _changing = locked(&self.changing);
+        self.environment.remove_stale_pins()
+    }
+
+    /// Stops shipping a volume's changes; tracking goes on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], or what the system said.
+    pub fn pause(&self, volume: &str) -> Result<()> {
+        self.set_shipping(volume, Shipping::Paused)
+    }
+
+    /// Ships again, at once.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], or what the system said.
+    pub fn resume(&self, volume: &str) -> Result<()> {
+        self.set_shipping(volume, Shipping::On)
+    }
+
+    fn set_shipping(&self, volume: &str, shipping: Shipping) -> Result<()> {
+        let _changing = locked(&self.changing);
+        let volume = self.find(volume)?;
+        lifecycle::change_config(&volume, &self.environment, |config| {
+            config.shipping = shipping;
+        })?;
+        volume.publish(|status| lifecycle::show_shipping(status, shipping));
+        volume.wake();
+        Ok(())
+    }
+
+    /// The status of all volumes, or of one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is no such volume.
+    pub fn status(&self, volume: Option<&str>) -> Result<Vec<VolumeStatus>> {
+        let volumes = match volume {
+            Some(name) => vec![self.find(name)?],
+            None => self.all(),
+        };
+        Ok(volumes
+            .iter()
+            .map(|volume| lifecycle::fresh_status(volume))
+            .collect())
+    }
+
+    /// The settings of a volume.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is no such volume.
+    pub fn config(&self, volume: &str) -> Result<VolumeConfig> {
+        self.find(volume).map(|volume| volume.config())
+    }
+
+    /// Waits until a volume's first copy, or its resync, has ended and a point was made.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; what stopped the first point from being made; a volume
+    /// that is unprotected meanwhile.
+    pub fn wait_until_replicating(&self, volume: &str) -> Result<()> {
+        let volume = self.find(volume)?;
+        loop {
+            if let Some(outcome) = lifecycle::has_settled(&volume) {
+                return outcome;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Makes a recovery point now, of the volume and of those in its group; returns when
+    /// it is durable in the store.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ResyncNeeded`] during the first copy and a resync;
+    /// [`ErrorKind::TimedOut`] when it could not be made within `limit`; else what failed.
+    pub fn point(
+        &self,
+        volume: &str,
+        options: &PointOptions,
+        limit: Duration,
+    ) -> Result<PointSummary> {
+        let volume = self.find(volume)?;
+        group::point(&volume, &self.environment, options, Instant::now() + limit)
+    }
+
+    /// Compares source and image.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ResyncNeeded`] during the first copy and a resync; else what failed.
+    pub fn verify(&self, volume: &str) -> Result<VerifySummary> {
+        let volume = self.find(volume)?;
+        verify::verify(&volume, &self.environment)
+    }
+
+    /// Starts a resync: reads the whole source and ships what differs.
+    ///
+    /// # Errors
+    /// [`ErrorKind::State`] while one runs; else what the system said.
+    pub fn resync(&self, volume: &str) -> Result<()> {
+        let volume = self.find(volume)?;
+        let state = volume.status().state;
+        if matches!(state, VolumeState::Baseline | VolumeState::Resync) {
+            return Err(Error::new(ErrorKind::State, "start a resync")
+                .volume(volume.id())
+                .detail(format!("the volume is in state {}", state.as_str()))
+                .advice("`replica status` shows how far it is"));
+        }
+        lifecycle::change_config(&volume, &self.environment, |config| {
+            config.phase = Phase::Resync {
+                cause: "asked for by the operator".into(),
+            };
+        })?;
+        volume.publish(|status| {
+            status.state = VolumeState::Resync;
+            status.state_cause = Some("asked for by the operator".into());
+        });
+        volume.wake();
+        Ok(())
+    }
+
+    /// Ends all threads, with everything durable that can be. Tracking goes on.
+    pub fn stop(&self) {
+        let threads: Vec<_> = locked(&self.volumes)
+            .values_mut()
+            .map(|running| {
+                running.volume.request_stop();
+                running.thread.take()
+            })
+            .collect();
+        for thread in threads.into_iter().flatten() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! A volume's life: its thread decides what is to be done next, does it, and says in the
+//! status what it did. A failure of any kind ends in the same place: the sides are
+//! dropped, the state is `degraded` with the cause, and after a pause everything is
+//! brought up again as after a restart. Tracking goes on in the kernel meanwhile.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hrl_format::units::Timestamp;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::primary::config::{Phase, Shipping, VolumeConfig};
+use crate::primary::environment::Environment;
+use crate::primary::point::Part;
+use crate::primary::spec::PointOptions;
+use crate::primary::status::{LastError, PointSummary, StatusCounters, VolumeState, VolumeStatus};
+use crate::primary::volume::Volume;
+use crate::primary::{copy, group};
+
+/// The pauses after failures in a row.
+const PAUSES: [Duration; 6] = [
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+    Duration::from_secs(10),
+    Duration::from_secs(30),
+];
+/// How long a point that is due may take.
+const POINT_LIMIT: Duration = Duration::from_secs(300);
+/// A freeze that took over a quarter of its limit stretches the interval by this much, at
+/// most.
+const STRETCH_MAX: u32 = 16;
+/// First points that may fail before `protect --wait` says so.
+const FIRST_POINT_TRIES: u64 = 3;
+
+/// What a volume's thread keeps between two things it does.
+#[derive(Debug)]
+struct Rhythm {
+    failures: usize,
+    stretch: u32,
+    last_point: Option<Instant>,
+}
+
+/// The volume's thread.
+pub fn run(volume: &Arc<Volume>, environment: &Environment) {
+    let mut rhythm = Rhythm {
+        failures: 0,
+        stretch: 1,
+        last_point: None,
+    };
+    while !volume.is_stopping() {
+        let done = step(volume, environment, &mut rhythm);
+        volume.set_tried();
+        let pause = match done {
+            Ok(pause) => {
+                rhythm.failures = 0;
+                pause
+            }
+            Err(_) if volume.is_stopping() => break,
+            Err(error) => after_failure(volume, &mut rhythm, &error),
+        };
+        volume.sleep(pause);
+    }
+    if let Some(mut member) = volume.try_member() {
+        member.drop_sides();
+    }
+}
+
+/// Does what is to be done next; returns how long nothing is.
+fn step(volume: &Arc<Volume>, environment: &Environment, rhythm: &mut Rhythm) -> Result<Duration> {
+    {
+        let mut member = volume.member_until(Instant::now() + POINT_LIMIT)?;
+        member.bring_up(volume, environment)?;
+        volume.publish(|status| member.describe(status));
+        let config = volume.config();
+        match &config.phase {
+            Phase::Baseline => {
+                copy::baseline(volume, &mut member)?;
+                change_config(volume, environment, |config| {
+                    config.phase = Phase::Replicating
+                })?;
+                rhythm.last_point = None;
+            }
+            Phase::Resync { cause } => {
+                volume.publish(|status| status.counters.resyncs += 1);
+                copy::resync(volume, &mut member, cause)?;
+                // A loss of tracking during the resync has put another cause there.
+                let ended = config.phase.clone();
+                change_config(volume, environment, |config| {
+                    if config.phase == ended {
+                        config.phase = Phase::Replicating;
+                    }
+                })?;
+                rhythm.last_point = None;
+                if volume.config().phase != Phase::Replicating {
+                    return Ok(Duration::ZERO);
+                }
+            }
+            Phase::Replicating => {}
+        }
+    }
+    let config = volume.config();
+    if config.shipping == Shipping::Paused {
+        volume.publish(|status| show_shipping(status, Shipping::Paused));
+        return Ok(Duration::from_secs(3600));
+    }
+    due_point(volume, environment, rhythm, config.every)
+}
+
+/// Makes the point if it is due; returns the time until the next is.
+fn due_point(
+    volume: &Arc<Volume>,
+    environment: &Environment,
+    rhythm: &mut Rhythm,
+    every: Duration,
+) -> Result<Duration> {
+    // A point that somebody asked for counts as well.
+    let last = rhythm.last_point.max(volume.last_point_made());
+    let interval = every * rhythm.stretch;
+    if let Some(left) = last.and_then(|last| interval.checked_sub(last.elapsed()))
+        && !left.is_zero()
+    {
+        return Ok(left);
+    }
+    if volume.status().last_point.is_some() && is_unchanged(volume, environment)? {
+        rhythm.last_point = Some(Instant::now());
+        return Ok(every);
+    }
+    group::point(
+        volume,
+        environment,
+        &PointOptions::default(),
+        Instant::now() + POINT_LIMIT,
+    )?;
+    rhythm.last_point = Some(Instant::now());
+    volume
+        .member_until(Instant::now() + POINT_LIMIT)?
+        .retain()?;
+    stretch(volume, environment, rhythm);
+    Ok(every * rhythm.stretch)
+}
+
+/// Whether the newest point still says all there is: nothing dirty once the filesystems
+/// have written what they hold.
+fn is_unchanged(volume: &Volume, environment: &Environment) -> Result<bool> {
+    let mut member = volume.member_until(Instant::now() + POINT_LIMIT)?;
+    member.bring_up(volume, environment)?;
+    member.live()?.0.is_unchanged()
+}
+
+/// Freezes that come near their limit are made less often, and the status says so.
+fn stretch(volume: &Volume, environment: &Environment, rhythm: &mut Rhythm) {
+    let last = Duration::from_millis(volume.status().counters.freeze_ms_last);
+    if last * 4 > environment.options.freeze_limit {
+        rhythm.stretch = (rhythm.stretch * 2).min(STRETCH_MAX);
+        let cause = format!(
+            "the last freeze took {} ms of at most {} ms: points are made {} times less often",
+            last.as_millis(),
+            environment.options.freeze_limit.as_millis(),
+            rhythm.stretch
+        );
+        tracing::warn!(volume = %volume.id(), "{cause}");
+        volume.publish(|status| status.state_cause = Some(cause));
+    } else {
+        rhythm.stretch = 1;
+    }
+}
+
+fn after_failure(volume: &Volume, rhythm: &mut Rhythm, error: &Error) -> Duration {
+    let pause = PAUSES[rhythm.failures.min(PAUSES.len() - 1)];
+    rhythm.failures += 1;
+    // Tracking was lost, which is noted when the volume is brought up next; or another
+    // member of the group is not ready.
+    if error.kind() == ErrorKind::ResyncNeeded {
+        return Duration::from_millis(200);
+    }
+    volume.publish_error(error);
+    if !is_passing(error.kind()) {
+        if let Some(mut member) = volume.try_member() {
+            member.drop_sides();
+        }
+        volume.publish(|status| {
+            status.state = VolumeState::Degraded;
+            status.state_cause = Some(error.to_string());
+        });
+    }
+    pause
+}
+
+/// Whether a failure says nothing of the sides: they stay up.
+fn is_passing(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::TimedOut | ErrorKind::Busy | ErrorKind::State | ErrorKind::Invalid
+    )
+}
+
+/// Brings status and sides in line with how a point went.
+pub fn after_point(
+    part: &mut Part<'_>,
+    environment: &Environment,
+    made: Result<&PointSummary, &Error>,
+) {
+    let volume = part.volume;
+    match made {
+        Ok(point) => {
+            volume.set_point_made(Instant::now());
+            volume.publish(|status| {
+                status.counters.points_made += 1;
+                status.last_point = Some(point.clone());
+                status.state = VolumeState::Replicating;
+                status.state_cause = None;
+            });
+        }
+        Err(error) => {
+            volume.publish(|status| {
+                status.counters.points_failed += 1;
+                status.last_error = Some(LastError::new(error, Timestamp::now()));
+            });
+            let noted = part.member.note_loss(volume, environment);
+            if let Err(error) = noted {
+                volume.publish_error(&error);
+            }
+            if is_passing(error.kind()) || error.kind() == ErrorKind::ResyncNeeded {
+                part.member.reclaim();
+            } else {
+                part.member.drop_sides();
+            }
+        }
+    }
+    volume.publish(|status| part.member.describe(status));
+}
+
+/// Makes a resync the volume's next job, durably.
+///
+/// # Errors
+/// When the state folder cannot be written.
+pub fn needs_resync(volume: &Volume, environment: &Environment, cause: &str) -> Result<()> {
+    tracing::warn!(volume = %volume.id(), cause, "a resync is needed");
+    change_config(volume, environment, |config| {
+        if config.phase != Phase::Baseline {
+            config.phase = Phase::Resync {
+                cause: cause.to_owned(),
+            };
+        }
+    })?;
+    volume.publish(|status| {
+        if status.state != VolumeState::Baseline {
+            status.state = VolumeState::Resync;
+            status.state_cause = Some(cause.to_owned());
+        }
+    });
+    Ok(())
+}
+
+/// Changes a volume's settings, durably first.
+///
+/// # Errors
+/// When the state folder cannot be written; nothing is changed then.
+pub fn change_config(
+    volume: &Volume,
+    environment: &Environment,
+    change: impl FnOnce(&mut VolumeConfig),
+) -> Result<()> {
+    volume.update_config(|config| {
+        let mut next = config.clone();
+        change(&mut next);
+        environment.state.save(&next)?;
+        *config = next;
+        Ok(())
+    })
+}
+
+/// What `status` shows before the volume's thread has looked.
+pub fn first_status(config: &VolumeConfig) -> VolumeStatus {
+    let (state, cause) = match (&config.phase, config.shipping) {
+        (_, Shipping::Paused) => (
+            VolumeState::Paused,
+            Some("paused by the operator".to_owned()),
+        ),
+        (Phase::Baseline, _) => (VolumeState::Baseline, None),
+        (Phase::Resync { cause }, _) => (VolumeState::Resync, Some(cause.clone())),
+        (Phase::Replicating, _) => (VolumeState::Replicating, None),
+    };
+    VolumeStatus {
+        id: config.id.to_string(),
+        name: config.name.clone(),
+        device: config.device.display().to_string(),
+        store: config.store.display().to_string(),
+        group: config.group.clone(),
+        size_bytes: config.size_bytes,
+        block_bytes: config.block_bytes,
+        state,
+        state_cause: cause,
+        mode: "bitmap".to_owned(),
+        mode_cause: None,
+        capture: "ebpf".to_owned(),
+        generation: 1,
+        epoch: 0,
+        dirty_bytes: 0,
+        lag_seconds: 0.0,
+        last_point: None,
+        resync: None,
+        last_resync: None,
+        last_error: None,
+        counters: StatusCounters::default(),
+    }
+}
+
+/// Shows that shipping was paused or goes on.
+pub fn show_shipping(status: &mut VolumeStatus, shipping: Shipping) {
+    match shipping {
+        Shipping::Paused => {
+            status.state = VolumeState::Paused;
+            status.state_cause = Some("paused by the operator".to_owned());
+        }
+        Shipping::On if status.state == VolumeState::Paused => {
+            status.state = VolumeState::Replicating;
+            status.state_cause = None;
+        }
+        Shipping::On => {}
+    }
+}
+
+/// The status with the newest numbers, if the member can be asked.
+pub fn fresh_status(volume: &Volume) -> VolumeStatus {
+    if let Some(member) = volume.try_member() {
+        volume.publish(|status| member.describe(status));
+    }
+    volume.status()
+}
+
+/// Whether the first copy or the resync has ended with a point, or cannot; `None`: not yet.
+pub fn has_settled(volume: &Volume) -> Option<Result<()>> {
+    let status = volume.status();
+    if volume.is_stopping() {
+        let gone = Error::new(ErrorKind::State, "wait for the volume").volume(volume.id());
+        return Some(Err(gone.detail("it is no longer protected")));
+    }
+    if volume.config().phase != Phase::Replicating {
+        return None;
+    }
+    match (status.state, &status.last_point) {
+        (VolumeState::Replicating, Some(_)) => Some(Ok(())),
+        _ if status.counters.points_failed >= FIRST_POINT_TRIES => {
+            let why = status
+                .last_error
+                .map_or_else(String::new, |error| error.message);
+            let failed = Error::new(ErrorKind::TimedOut, "make the first recovery point");
+            Some(Err(failed.volume(volume.id()).detail(why)))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,176 @@
+//! The part of a volume that does the work: its source side (device, tracker, reader)
+//! and its sink side (the image in the store, the digest tree). Either is brought up when
+//! it is needed and dropped when it fails; what matters of it lives in the kernel and in
+//! the store, so that bringing it up again is the one way to recover from anything.
+
+use std::time::Instant;
+
+use hrl_format::id::VolumeId;
+use hrl_format::units::{BlockSize, SectorSize, VolumeSize};
+
+pub use crate::primary::sink::Sink;
+pub use crate::primary::source::Source;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::Geometry;
+use crate::primary::config::VolumeConfig;
+use crate::primary::environment::Environment;
+use crate::primary::lifecycle;
+use crate::primary::status::VolumeStatus;
+use crate::primary::volume::Volume;
+
+/// The working part of one volume.
+pub struct Member {
+    id: VolumeId,
+    geometry: Geometry,
+    source: Option<Source>,
+    sink: Option<Sink>,
+    /// Since when something may be dirty that the store does not have.
+    behind_since: Instant,
+}
+
+impl Member {
+    /// A volume that is not brought up yet.
+    pub fn new(config: &VolumeConfig) -> Self {
+        let geometry = Geometry {
+            size: VolumeSize::new(config.size_bytes),
+            block: config.block(),
+            sector: SectorSize::B512,
+        };
+        Self {
+            id: config.id,
+            geometry,
+            source: None,
+            sink: None,
+            behind_since: Instant::now(),
+        }
+    }
+
+    /// A volume whose device was just attached to, and whose image was just made.
+    pub fn with(config: &VolumeConfig, source: Source, sink: Sink) -> Self {
+        let geometry = source.geometry();
+        let behind_since = Instant::now();
+        Self {
+            id: config.id,
+            geometry,
+            source: Some(source),
+            sink: Some(sink),
+            behind_since,
+        }
+    }
+
+    /// The volume's size and units.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Brings up whichever side is down. A loss of tracking becomes the volume's phase,
+    /// durably, before anything else is done.
+    ///
+    /// # Errors
+    /// Why a side cannot be brought up; the other stays.
+    pub fn bring_up(&mut self, volume: &Volume, environment: &Environment) -> Result<()> {
+        let sink = match self.sink {
+            Some(_) => Ok(()),
+            None => Sink::bring_up(&volume.config(), self.geometry, environment)
+                .map(|sink| self.sink = Some(sink)),
+        };
+        if self.source.is_none() {
+            let tree = self.sink.as_ref().map(|sink| &sink.tree);
+            let (source, loss) = Source::bring_up(&volume.config(), environment, tree)?;
+            self.geometry = source.geometry();
+            self.source = Some(source);
+            if let Some(loss) = loss {
+                lifecycle::needs_resync(volume, environment, &loss)?;
+            }
+        }
+        self.note_loss(volume, environment)?;
+        if let Some(source) = &mut self.source {
+            source.settle(volume, environment)?;
+        }
+        sink
+    }
+
+    /// A loss that the kernel reports becomes the volume's phase.
+    ///
+    /// # Errors
+    /// When the state folder cannot be written; the kernel goes on reporting it then.
+    pub fn note_loss(&mut self, volume: &Volume, environment: &Environment) -> Result<()> {
+        if let Some(source) = &mut self.source
+            && let Some(loss) = source.loss().map(str::to_owned)
+        {
+            lifecycle::needs_resync(volume, environment, &loss)?;
+            source.loss_is_noted()?;
+        }
+        Ok(())
+    }
+
+    /// Both sides.
+    ///
+    /// # Errors
+    /// [`ErrorKind::State`] unless both are up.
+    pub fn live(&mut self) -> Result<(&mut Source, &mut Sink)> {
+        match (&mut self.source, &mut self.sink) {
+            (Some(source), Some(sink)) => Ok((source, sink)),
+            _ => Err(Error::new(ErrorKind::State, "use the volume")
+                .volume(self.id)
+                .detail("it is not brought up")),
+        }
+    }
+
+    /// Lets go of both sides after a failure, so that they are brought up anew. Tracking
+    /// goes on in the kernel.
+    pub fn drop_sides(&mut self) {
+        self.source = None;
+        self.sink = None;
+    }
+
+    /// What was read and not brought home is dirty again.
+    pub fn reclaim(&mut self) {
+        if let Some(source) = &mut self.source {
+            source.reclaim();
+        }
+    }
+
+    /// Drops points that the policy no longer keeps.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn retain(&mut self) -> Result<()> {
+        self.sink.as_mut().map_or(Ok(()), Sink::retain)
+    }
+
+    /// From now on nothing older than `moment` is missing in the store.
+    pub fn caught_up_to(&mut self, moment: Instant) {
+        self.behind_since = moment;
+    }
+
+    /// Takes everything of this volume out of the kernel.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn release(&mut self, environment: &Environment) -> Result<()> {
+        self.sink = None;
+        match self.source.take() {
+            Some(source) => source.release(),
+            None => environment.remove_pins(self.id),
+        }
+    }
+
+    /// Writes what only this side knows into `status`.
+    pub fn describe(&self, status: &mut VolumeStatus) {
+        if let Some(source) = &self.source {
+            source.describe(status);
+        }
+        if let Some(sink) = &self.sink {
+            sink.describe(status);
+        }
+        let behind = self.behind_since.elapsed().as_secs_f64();
+        status.lag_seconds = if status.dirty_bytes == 0 { 0.0 } else { behind };
+    }
+}
+
+/// The block size that `asked` means on a volume of `size`.
+pub fn block_size(asked: Option<BlockSize>, size: VolumeSize) -> BlockSize {
+    asked.unwrap_or_else(|| BlockSize::default_for(size))
+}

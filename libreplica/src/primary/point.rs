@@ -1,0 +1,322 @@
+//! How a recovery point is made from a source that is in use.
+//!
+//! Rounds first: flush the filesystems, swap the bitmaps, read what was dirty; each round
+//! leaves less for the next. When little is left, freeze; read the rest into memory that
+//! is there already; see that nothing is dirty and no write in flight; thaw. Then seal,
+//! ship, and list the point once it is durable. With nothing mounted there is nothing to
+//! freeze, and the point is made when a round ends with nothing dirty.
+//!
+//! Whatever goes wrong, what was read is shipped all the same, as an epoch without a
+//! point; what was not read is dirty again before the rest is acknowledged.
+
+use std::time::{Duration, Instant};
+
+use hrl_format::id::{GroupId, PointId};
+use hrl_format::record::{Consistency, Tag};
+use hrl_format::units::Timestamp;
+
+use crate::device::{BlockDevice, Filesystem, Layers};
+use crate::error::{Error, ErrorKind, Result};
+use crate::primary::draft::EpochDraft;
+use crate::primary::environment::Environment;
+use crate::primary::hooks::Hooks;
+use crate::primary::member::Member;
+use crate::primary::spec::PointOptions;
+use crate::primary::status::PointSummary;
+use crate::primary::tail::Tail;
+use crate::primary::volume::Volume;
+
+/// Rounds before the freeze, at most; a source that changes faster than it is read is
+/// frozen all the same, and the freeze's limit decides.
+const ROUNDS_MAX: u32 = 8;
+/// Little enough, over all members, to be read while frozen.
+const FEW_BYTES: u64 = 4 << 20;
+/// How long a source with nothing to freeze may take to have a quiet moment.
+const QUIET_LIMIT: Duration = Duration::from_secs(20);
+
+/// One volume of the point, with its member held.
+pub struct Part<'a> {
+    /// The volume.
+    pub volume: &'a Volume,
+    /// Its working part.
+    pub member: &'a mut Member,
+}
+
+/// What is mounted over the members, and what the point can promise therefore.
+struct Plan {
+    filesystems: Vec<Filesystem>,
+    consistency: Consistency,
+}
+
+/// Makes one point of all `parts`; returns each one's, in order.
+///
+/// # Errors
+/// What failed. Nothing dirty is lost: what was shipped is acknowledged, the rest stays
+/// dirty.
+pub fn make(
+    parts: &mut [Part<'_>],
+    environment: &Environment,
+    options: &PointOptions,
+    deadline: Instant,
+) -> Result<Vec<PointSummary>> {
+    for part in &mut *parts {
+        part.member.bring_up(part.volume, environment)?;
+        part.member.live()?.0.still_there()?;
+    }
+    let plan = plan(parts, options)?;
+    let mut drafts = begin(parts)?;
+    let moment = capture(parts, &mut drafts, environment, &plan, deadline)?;
+    finish(parts, drafts, &plan, options, moment)
+}
+
+fn plan(parts: &mut [Part<'_>], options: &PointOptions) -> Result<Plan> {
+    let devices = parts
+        .iter_mut()
+        .map(|part| part.member.live().map(|(source, _)| &source.device))
+        .collect::<Result<Vec<&BlockDevice>>>()?;
+    let layers = Layers::above(&devices)?;
+    let filesystems = layers.filesystems().to_vec();
+    let possible = if filesystems.is_empty() {
+        Consistency::Crash
+    } else {
+        Consistency::Filesystem
+    };
+    match options.minimum {
+        Some(Consistency::Filesystem) if filesystems.is_empty() => {
+            Err(Error::new(ErrorKind::Invalid, "make a point")
+                .detail("no filesystem of it is mounted, so none can be frozen")
+                .advice("ask for --consistency crash, or mount it"))
+        }
+        Some(Consistency::Application) => Ok(Plan {
+            filesystems,
+            consistency: Consistency::Application,
+        }),
+        _ => Ok(Plan {
+            filesystems,
+            consistency: possible,
+        }),
+    }
+}
+
+fn run_pre_hooks(parts: &[Part<'_>], environment: &Environment) -> Result<Hooks> {
+    let names: Vec<_> = parts.iter().map(|part| part.volume.config().name).collect();
+    Hooks::pre(
+        &environment.options.hooks_dir,
+        &names,
+        environment.options.hook_limit,
+    )
+}
+
+fn begin(parts: &mut [Part<'_>]) -> Result<Vec<EpochDraft>> {
+    parts
+        .iter_mut()
+        .map(|part| EpochDraft::begin(&part.member.live()?.1.writer))
+        .collect()
+}
+
+/// Brings everything up to one moment into the drafts; returns that moment, or why there
+/// was none.
+///
+/// # Errors
+/// What failed so that the drafts are worth nothing.
+fn capture(
+    parts: &mut [Part<'_>],
+    drafts: &mut [EpochDraft],
+    environment: &Environment,
+    plan: &Plan,
+    deadline: Instant,
+) -> Result<Result<Timestamp>> {
+    rounds(parts, drafts, plan, deadline)?;
+    let hooks = match plan.consistency {
+        Consistency::Application => match run_pre_hooks(parts, environment) {
+            Ok(hooks) => Some(hooks),
+            Err(error) => return Ok(Err(error)),
+        },
+        _ => None,
+    };
+    let captured = last_round(parts, drafts, environment, plan, deadline);
+    if let Some(Err(error)) = hooks.map(Hooks::post) {
+        // The state was captured; what the application missed is the operator's to know.
+        parts
+            .iter()
+            .for_each(|part| part.volume.publish_error(&error));
+    }
+    captured
+}
+
+/// The round that ends in a moment without writes: under a freeze where there is
+/// something to freeze.
+fn last_round(
+    parts: &mut [Part<'_>],
+    drafts: &mut [EpochDraft],
+    environment: &Environment,
+    plan: &Plan,
+    deadline: Instant,
+) -> Result<Result<Timestamp>> {
+    let mut tails = parts
+        .iter_mut()
+        .map(|part| Tail::prepare(part.member.live()?.0))
+        .collect::<Result<Vec<_>>>()?;
+    let moment = if plan.filesystems.is_empty() {
+        let until = deadline.min(Instant::now() + QUIET_LIMIT);
+        read_tails(parts, &mut tails, until)
+    } else {
+        read_frozen(parts, &mut tails, environment, plan)
+    };
+    for ((part, draft), tail) in parts.iter_mut().zip(drafts).zip(tails) {
+        let geometry = part.member.geometry();
+        let (source, sink) = part.member.live()?;
+        tail.hand_over(source, draft, &geometry, &sink.function)?;
+    }
+    Ok(moment)
+}
+
+/// Reads the rest while the filesystems are frozen. Between freeze and thaw nothing is
+/// allocated, logged or written: what is frozen may hold our own state folder.
+fn read_frozen(
+    parts: &mut [Part<'_>],
+    tails: &mut [Tail],
+    environment: &Environment,
+    plan: &Plan,
+) -> Result<Timestamp> {
+    for filesystem in &plan.filesystems {
+        filesystem.sync()?;
+    }
+    let mut freezer = environment.freezer();
+    let frozen = freezer.freeze(&plan.filesystems, environment.options.freeze_limit)?;
+    let read = read_tails(parts, tails, frozen.deadline());
+    let thawed = frozen.thaw();
+    parts
+        .iter()
+        .for_each(|part| note_freeze(part.volume, &thawed));
+    read.and_then(|moment| thawed.map(|_| moment))
+}
+
+/// Rounds of reading while writes go on, until little is dirty.
+fn rounds(
+    parts: &mut [Part<'_>],
+    drafts: &mut [EpochDraft],
+    plan: &Plan,
+    deadline: Instant,
+) -> Result<()> {
+    let mut before = u64::MAX;
+    for _ in 0..ROUNDS_MAX {
+        for filesystem in &plan.filesystems {
+            filesystem.sync()?;
+        }
+        let mut read = 0;
+        for (part, draft) in parts.iter_mut().zip(&mut *drafts) {
+            read += round(part, draft)?;
+        }
+        // Little came, or as much as the last time: more rounds would not leave less.
+        if read <= FEW_BYTES || read > before / 4 * 3 || Instant::now() >= deadline {
+            break;
+        }
+        before = read;
+    }
+    Ok(())
+}
+
+/// One round of one volume; returns the bytes read.
+fn round(part: &mut Part<'_>, draft: &mut EpochDraft) -> Result<u64> {
+    let geometry = part.member.geometry();
+    let (source, sink) = part.member.live()?;
+    let before = draft.shipped().get();
+    source.swap()?;
+    source.read_round(|extent, data| {
+        draft.add(&geometry, &sink.function, extent, data)?;
+        if draft.is_large() {
+            draft.roll(&mut sink.writer, &mut sink.tree)?;
+        }
+        Ok(())
+    })?;
+    source.finish_round();
+    Ok(draft.shipped().get().saturating_sub(before))
+}
+
+/// Reads what is left of every volume, until nothing is dirty and nothing in flight.
+fn read_tails(parts: &mut [Part<'_>], tails: &mut [Tail], until: Instant) -> Result<Timestamp> {
+    loop {
+        for (part, tail) in parts.iter_mut().zip(&mut *tails) {
+            tail.read(part.member.live()?.0, until)?;
+        }
+        let mut quiet = true;
+        for part in parts.iter_mut() {
+            quiet &= part.member.live()?.0.is_quiet()?;
+        }
+        if quiet {
+            return Ok(Timestamp::now());
+        }
+        if Instant::now() >= until {
+            return Err(Error::new(ErrorKind::TimedOut, "make a point")
+                .detail("there was no moment without writes within the limit")
+                .advice("it is tried again at the next interval"));
+        }
+    }
+}
+
+fn note_freeze(volume: &Volume, thawed: &Result<Duration>) {
+    if let Ok(length) = thawed {
+        let millis = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
+        volume.publish(|status| {
+            status.counters.freeze_ms_last = millis;
+            status.counters.freeze_ms_max = status.counters.freeze_ms_max.max(millis);
+        });
+    }
+}
+
+/// Seals and ships the drafts, with a tag each if there was a moment for one.
+fn finish(
+    parts: &mut [Part<'_>],
+    drafts: Vec<EpochDraft>,
+    plan: &Plan,
+    options: &PointOptions,
+    moment: Result<Timestamp>,
+) -> Result<Vec<PointSummary>> {
+    let group = if parts.len() > 1 {
+        Some(
+            GroupId::random()
+                .map_err(|source| Error::new(ErrorKind::Io, "make an id").source(source))?,
+        )
+    } else {
+        None
+    };
+    let mut made = Vec::new();
+    for (part, mut draft) in parts.iter_mut().zip(drafts) {
+        let (source, sink) = part.member.live()?;
+        if let Ok(time) = moment {
+            let root = draft.root(&sink.tree)?;
+            draft.tag(tag(plan, options, group, root, time)?)?;
+        }
+        let shipped = draft.shipped().get();
+        let began = source.round_began();
+        if moment.is_ok() || !draft.is_empty() {
+            let committed = draft.commit(&mut sink.writer, &mut sink.tree)?;
+            made.extend(committed.points.first().map(PointSummary::from));
+        }
+        source.acknowledge()?;
+        part.member.caught_up_to(began);
+        part.volume
+            .publish(|status| status.counters.bytes_shipped += shipped);
+    }
+    moment.map(|_| made)
+}
+
+fn tag(
+    plan: &Plan,
+    options: &PointOptions,
+    group: Option<GroupId>,
+    root: Option<hrl_format::record::Root>,
+    time: Timestamp,
+) -> Result<Tag> {
+    let id = PointId::at(time)
+        .map_err(|source| Error::new(ErrorKind::Io, "make a point's id").source(source))?;
+    Ok(Tag {
+        id,
+        time,
+        consistency: plan.consistency,
+        label: options.label.clone(),
+        group,
+        root,
+    })
+}

@@ -1,0 +1,303 @@
+//! Protecting a device: everything that can be wrong is found before anything is changed,
+//! and what was made is taken away again when a later step fails.
+
+use std::path::Path;
+
+use hrl_format::units::Extent;
+use hrl_format::{VolumeKey, id::VolumeId};
+
+use crate::device::{BlockDevice, DevNo, Layers};
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::Geometry;
+use crate::key_file::read_key_file;
+use crate::policy::Retention;
+use crate::primary::config::{Phase, Shipping, VolumeConfig};
+use crate::primary::environment::Environment;
+use crate::primary::member::{Member, Sink, Source, block_size};
+use crate::primary::spec::{Exclusion, ProtectSpec, Siblings};
+use crate::store::{Store, VolumeSpec};
+
+const PROTECT: &str = "protect the device";
+
+/// Attaches to the device and makes its place in the store. Durable when it returns.
+///
+/// # Errors
+/// See [`crate::primary::Primary::protect`].
+pub fn protect(
+    environment: &Environment,
+    spec: ProtectSpec,
+    others: &[VolumeConfig],
+) -> Result<(VolumeConfig, Member)> {
+    let device = BlockDevice::open(&spec.device)?;
+    let name = spec
+        .name
+        .clone()
+        .unwrap_or_else(|| device.name().to_owned());
+    refuse_taken(&device, &name, others)?;
+    refuse_cycles(&device, &spec)?;
+    if spec.siblings == Siblings::Refuse {
+        refuse_siblings(&device, &spec, others)?;
+    }
+    let _: Retention = spec.retain.parse()?;
+    let key = spec.key_file.as_deref().map(read_key_file).transpose()?;
+    let geometry = Geometry {
+        size: device.size(),
+        block: block_size(spec.block, device.size()),
+        sector: device.logical_sector(),
+    };
+    let excluded = excluded(&device, &spec.exclude)?;
+    let store = Store::open_or_create(&spec.store)?;
+    let place = place(&store, &spec, &name, geometry, key.as_ref())?;
+    let config = VolumeConfig {
+        id: place.id,
+        name,
+        device: spec.device,
+        size_bytes: device.size().get(),
+        block_bytes: geometry.block.get(),
+        store: spec.store,
+        every: spec.every,
+        retain: spec.retain,
+        key_file: spec.key_file,
+        group: spec.group,
+        exclude: excluded.into_iter().map(Into::into).collect(),
+        left_out: Vec::new(),
+        spool: spec.spool,
+        phase: place.phase,
+        shipping: Shipping::On,
+    };
+    let source = Source::attach(&config, device, environment)?;
+    let made = make_image(
+        environment,
+        &config,
+        source.geometry(),
+        &store,
+        place.new,
+        key.as_ref(),
+    );
+    match made {
+        Ok(sink) => Ok((config.clone(), Member::with(&config, source, sink))),
+        Err(error) => {
+            let id = config.id;
+            if let Err(error) = source.release().and_then(|()| environment.state.forget(id)) {
+                tracing::warn!(volume = %id, "something of it is left behind: {error}");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Where a volume goes in the store.
+struct Place {
+    id: VolumeId,
+    phase: Phase,
+    /// What to make there; none: the image is there.
+    new: Option<VolumeSpec>,
+}
+
+fn make_image(
+    environment: &Environment,
+    config: &VolumeConfig,
+    geometry: Geometry,
+    store: &Store,
+    new: Option<VolumeSpec>,
+    key: Option<&VolumeKey>,
+) -> Result<Sink> {
+    if let Some(spec) = new {
+        store.create_volume(spec)?;
+    }
+    let writer = store.volume_writer(config.id, key.cloned())?;
+    environment.state.save(config)?;
+    Sink::new(config, geometry, writer, key, environment)
+}
+
+fn refuse_taken(device: &BlockDevice, name: &str, others: &[VolumeConfig]) -> Result<()> {
+    for other in others {
+        let same = other.device == device.path()
+            || BlockDevice::open(&other.device).is_ok_and(|known| known.devno() == device.devno());
+        if same {
+            return Err(Error::new(ErrorKind::Exists, PROTECT)
+                .path(device.path())
+                .detail(format!(
+                    "it is protected already, as volume {} ({})",
+                    other.name, other.id
+                ))
+                .advice("`replica status` shows how it is"));
+        }
+        if other.name == name {
+            return Err(Error::new(ErrorKind::Exists, PROTECT)
+                .path(device.path())
+                .detail(format!(
+                    "the name `{name}` is taken by {} ({})",
+                    other.device.display(),
+                    other.id
+                ))
+                .advice("give it another --name"));
+        }
+    }
+    Ok(())
+}
+
+/// A store or a spool on the volume itself would be changed by each change it takes in.
+fn refuse_cycles(device: &BlockDevice, spec: &ProtectSpec) -> Result<()> {
+    let layers = Layers::above(&[device])?;
+    let places = [
+        ("the store", Some(&spec.store)),
+        ("the spool", spec.spool.as_ref()),
+    ];
+    for (what, path) in places {
+        if let Some(path) = path
+            && layers.hold(path)?
+        {
+            return Err(Error::new(ErrorKind::Invalid, PROTECT)
+                .path(device.path())
+                .detail(format!(
+                    "{what}, {}, lies on this very device",
+                    path.display()
+                ))
+                .advice(
+                    "choose a folder on another disk: each epoch would dirty the next, \
+                         and the image would be lost with the disk",
+                ));
+        }
+    }
+    Ok(())
+}
+
+/// Finds the disks that share a filesystem or a stacked device with this one.
+fn refuse_siblings(
+    device: &BlockDevice,
+    spec: &ProtectSpec,
+    others: &[VolumeConfig],
+) -> Result<()> {
+    let layers = Layers::above(&[device])?;
+    let group: Vec<DevNo> = others
+        .iter()
+        .filter(|other| spec.group.is_some() && other.group == spec.group)
+        .filter_map(|other| BlockDevice::open(&other.device).ok())
+        .flat_map(|other| {
+            Layers::above(&[&other])
+                .map(|l| l.devices().collect())
+                .unwrap_or_else(|_| vec![])
+        })
+        .collect();
+    let missing: Vec<_> = layers
+        .beside()
+        .into_iter()
+        .filter(|other| !group.contains(other))
+        .map(|other| other.to_string())
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Invalid, PROTECT)
+        .path(device.path())
+        .detail(format!(
+            "it belongs together with {}, not protected in the same group",
+            missing.join(", ")
+        ))
+        .advice(
+            "protect each with the same --group, the first with --force; \
+                 or leave the others out with --force",
+        ))
+}
+
+fn excluded(device: &BlockDevice, exclude: &[Exclusion]) -> Result<Vec<Extent>> {
+    exclude
+        .iter()
+        .map(|exclusion| match exclusion {
+            Exclusion::Range(extent) => extent.intersect(device.size().extent()).ok_or_else(|| {
+                Error::new(ErrorKind::Invalid, PROTECT)
+                    .path(device.path())
+                    .detail(format!(
+                        "the range {extent} lies past its {} bytes",
+                        device.size()
+                    ))
+            }),
+            Exclusion::Partition(path) => partition(device, path),
+        })
+        .collect()
+}
+
+fn partition(device: &BlockDevice, path: &Path) -> Result<Extent> {
+    use std::os::unix::fs::MetadataExt;
+    let number = std::fs::metadata(path).map(|meta| DevNo::from_stat(meta.rdev()));
+    let found = device.partitions()?.into_iter().find(|partition| {
+        number
+            .as_ref()
+            .is_ok_and(|number| *number == partition.devno)
+    });
+    found.map(|partition| partition.extent).ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, PROTECT)
+            .path(device.path())
+            .detail(format!("{} is no partition of it", path.display()))
+            .advice("name one of its partitions, or a range OFFSET+LENGTH")
+    })
+}
+
+/// The volume's place in the store: a new one; or, with force, the image of that name,
+/// carried over by hand or left by another state folder, which is then compared by
+/// checksums so that only what differs is shipped.
+fn place(
+    store: &Store,
+    spec: &ProtectSpec,
+    name: &str,
+    geometry: Geometry,
+    key: Option<&VolumeKey>,
+) -> Result<Place> {
+    match store.find(name) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+        Ok(id) if spec.siblings == Siblings::LeaveOut => {
+            let phase = seeded(store, id, geometry, key)?;
+            return Ok(Place {
+                id,
+                phase,
+                new: None,
+            });
+        }
+        Ok(id) => {
+            return Err(Error::new(ErrorKind::Exists, PROTECT)
+                .path(store.path())
+                .detail(format!("the store has a volume `{name}` already: {id}"))
+                .advice(
+                    "give this one another --name; or --force to go on with that image, \
+                         after comparing it by checksums",
+                ));
+        }
+    }
+    let mut volume = VolumeSpec::new(name, geometry)?;
+    volume.key = key.map(VolumeKey::key_id);
+    Ok(Place {
+        id: volume.id,
+        phase: Phase::Baseline,
+        new: Some(volume),
+    })
+}
+
+fn seeded(
+    store: &Store,
+    id: VolumeId,
+    geometry: Geometry,
+    key: Option<&VolumeKey>,
+) -> Result<Phase> {
+    let catalogue = store.volume(id, key.cloned())?.catalogue()?;
+    if catalogue.size != geometry.size || catalogue.block != geometry.block {
+        return Err(Error::new(ErrorKind::Resized, PROTECT)
+            .path(store.path())
+            .volume(id)
+            .detail(format!(
+                "its image has {} bytes in blocks of {}, the device {} in {}",
+                catalogue.size,
+                catalogue.block.get(),
+                geometry.size,
+                geometry.block.get()
+            ))
+            .advice("give the device another --name, or the same --block-size"));
+    }
+    if catalogue.base.is_none() {
+        return Ok(Phase::Baseline);
+    }
+    Ok(Phase::Resync {
+        cause: "the image was there before: seeding".to_owned(),
+    })
+}

@@ -1,0 +1,409 @@
+//! The source side of a volume: the device, the tracker that marks what is written to it,
+//! and the reader. Brought up, it has taken up the tracking that went on in the kernel,
+//! or attached anew and says why the image can no longer be trusted to follow.
+
+use std::time::Instant;
+
+use hrl_format::units::Extent;
+
+use crate::capture::{AttachSpec, Disk, FolderId, Tracker};
+use crate::device::{BlockDevice, Layers};
+use crate::digest::DigestTree;
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::geometry::{BlockNumber, Geometry};
+use crate::primary::config::VolumeConfig;
+use crate::primary::environment::Environment;
+use crate::primary::exclusions::{Exclusions, Left};
+use crate::primary::fingerprint;
+use crate::primary::lifecycle;
+use crate::primary::status::VolumeStatus;
+use crate::primary::volume::Volume;
+use crate::sys::memory::AlignedMemory;
+use crate::sys::reader::{Reader, ReaderOptions};
+
+/// The source side of a volume.
+pub struct Source {
+    /// The device.
+    pub device: BlockDevice,
+    /// What is left out of the copy.
+    pub exclusions: Exclusions,
+    /// Reads the device.
+    pub reader: Reader,
+    tracker: Tracker,
+    geometry: Geometry,
+    memory: Option<AlignedMemory>,
+    round_began: Instant,
+    /// Why the whole volume must be compared, found and not yet dealt with.
+    loss: Option<String>,
+}
+
+impl Source {
+    /// Opens the device and attaches to it for the first time.
+    ///
+    /// # Errors
+    /// When the device cannot be read, or the kernel lacks what tracking needs.
+    pub fn attach(
+        config: &VolumeConfig,
+        device: BlockDevice,
+        environment: &Environment,
+    ) -> Result<Self> {
+        let tracker = Tracker::attach(&spec(config, &device, environment)?)?;
+        Self::with(config, device, tracker)
+    }
+
+    /// Opens the device and takes its tracking up again. The text, if there is one, says
+    /// why changes may have been missed: a resync is needed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Vanished`] when the device is gone, or another is in its place;
+    /// [`ErrorKind::Resized`] when its size changed; else what failed.
+    pub fn bring_up(
+        config: &VolumeConfig,
+        environment: &Environment,
+        tree: Option<&DigestTree>,
+    ) -> Result<(Self, Option<String>)> {
+        let device = open(config)?;
+        let spec = spec(config, &device, environment)?;
+        let (tracker, loss) = match Tracker::adopt(&spec) {
+            Ok(tracker) => (tracker, None),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let tracker = Tracker::attach(&spec)?;
+                (
+                    tracker,
+                    Some("tracking was not attached: pins lost, or the machine was restarted"),
+                )
+            }
+            Err(error) if error.kind() == ErrorKind::Vanished => {
+                environment.remove_pins(config.id)?;
+                (
+                    Tracker::attach(&spec)?,
+                    Some("the device was gone and has come back"),
+                )
+            }
+            Err(error) => return Err(error),
+        };
+        let mut source = Self::with(config, device, tracker)?;
+        if loss.is_some() {
+            source.must_be_the_same_disk(config, tree)?;
+        }
+        // What a killed agent had taken out of the bitmaps and not brought home.
+        source.tracker.reclaim();
+        Ok((source, loss.map(str::to_owned)))
+    }
+
+    fn with(config: &VolumeConfig, device: BlockDevice, tracker: Tracker) -> Result<Self> {
+        let geometry = Geometry {
+            size: device.size(),
+            block: config.block(),
+            sector: device.logical_sector(),
+        };
+        let options = ReaderOptions::default();
+        let reader = Reader::open(device.node(), device.logical_sector(), options)?;
+        let exclusions = current_exclusions(config, &device, &geometry)?;
+        Ok(Self {
+            device,
+            exclusions,
+            reader,
+            tracker,
+            geometry,
+            memory: None,
+            round_began: Instant::now(),
+            loss: None,
+        })
+    }
+
+    /// A disk that was out of sight is taken for the same only if it looks the same.
+    fn must_be_the_same_disk(
+        &mut self,
+        config: &VolumeConfig,
+        tree: Option<&DigestTree>,
+    ) -> Result<()> {
+        let Some(tree) = tree else { return Ok(()) };
+        if fingerprint::agrees(&mut self.reader, &self.geometry, tree)? {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Vanished, "take up the device")
+            .path(&config.device)
+            .volume(config.id)
+            .detail("another disk is in its place: almost nothing on it is as it was")
+            .advice("bring the disk back; or unprotect the volume and protect what is there now"))
+    }
+
+    /// The volume's size and units.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Whether the device is the one that was attached to, of the same size.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Vanished`] or [`ErrorKind::Resized`] if not.
+    pub fn still_there(&self) -> Result<()> {
+        self.device.still_there()
+    }
+
+    /// Looks again at what is left out; what no longer is becomes dirty.
+    ///
+    /// # Errors
+    /// When swap areas cannot be found, or the state folder cannot be written.
+    pub fn settle(&mut self, volume: &Volume, environment: &Environment) -> Result<()> {
+        let config = volume.config();
+        let before = Exclusions::new(&self.geometry, config.left_out());
+        self.exclusions = current_exclusions(&config, &self.device, &self.geometry)?;
+        if before == self.exclusions {
+            return Ok(());
+        }
+        for range in before.ranges() {
+            let tracker = &mut self.tracker;
+            self.exclusions.split(*range, |part, left| {
+                if left == Left::In {
+                    tracker.mark(part);
+                }
+            });
+        }
+        let now = self.exclusions.ranges().to_vec();
+        lifecycle::change_config(volume, environment, |config| config.set_left_out(&now))
+    }
+
+    /// Starts a round: what was dirty is this round's; what is written from now on is the
+    /// next one's.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ResyncNeeded`] when tracking was lost, with the cause.
+    pub fn swap(&mut self) -> Result<()> {
+        self.round_began = Instant::now();
+        let report = self.tracker.swap()?;
+        let Some(cause) = report.widened else {
+            return Ok(());
+        };
+        self.loss = Some(cause.to_string());
+        Err(Error::new(ErrorKind::ResyncNeeded, "collect what changed")
+            .path(self.device.path())
+            .detail(cause.to_string())
+            .advice("a resync by checksums follows by itself"))
+    }
+
+    /// Why the whole volume must be compared, if it must.
+    pub fn loss(&self) -> Option<&str> {
+        self.loss.as_deref()
+    }
+
+    /// A resync has been made the volume's next job, durably: what the kernel marked in
+    /// place of what it did not know is forgotten.
+    ///
+    /// # Errors
+    /// What the tracker says.
+    pub fn loss_is_noted(&mut self) -> Result<()> {
+        self.tracker.finish_round();
+        self.tracker.acknowledge()?;
+        self.loss = None;
+        Ok(())
+    }
+
+    /// When the current round began.
+    pub fn round_began(&self) -> Instant {
+        self.round_began
+    }
+
+    /// Calls `take` with each stretch of this round that is not left out.
+    pub fn each_dirty(&self, mut take: impl FnMut(Extent)) {
+        for run in self.tracker.round().runs() {
+            self.exclusions
+                .split(self.geometry.extent_of(run), |part, left| {
+                    if left == Left::In {
+                        take(part);
+                    }
+                });
+        }
+    }
+
+    /// Reads what is dirty in this round.
+    ///
+    /// # Errors
+    /// What the device failed with, or `take` returned.
+    pub fn read_round(&mut self, mut take: impl FnMut(Extent, &[u8]) -> Result<()>) -> Result<()> {
+        let (tracker, exclusions, geometry) = (&self.tracker, &self.exclusions, &self.geometry);
+        let extents = tracker.round().runs().flat_map(|run| {
+            let mut parts = Vec::new();
+            exclusions.split(geometry.extent_of(run), |part, left| {
+                if left == Left::In {
+                    parts.push(part);
+                }
+            });
+            parts
+        });
+        let mut pieces = self.reader.pieces(extents);
+        while let Some((extent, data)) = pieces.next()? {
+            take(extent, data)?;
+        }
+        Ok(())
+    }
+
+    /// This round was read; it stays dirty until it is acknowledged.
+    pub fn finish_round(&mut self) {
+        self.tracker.finish_round();
+    }
+
+    /// What was read and not brought home is dirty again.
+    pub fn reclaim(&mut self) {
+        self.tracker.reclaim();
+    }
+
+    /// All that was read is durable in the store.
+    ///
+    /// # Errors
+    /// [`ErrorKind::State`] while a round is under way.
+    pub fn acknowledge(&mut self) -> Result<()> {
+        self.tracker.acknowledge()
+    }
+
+    /// Makes `extent` dirty.
+    pub fn mark(&mut self, extent: Extent) {
+        self.tracker.mark(extent);
+    }
+
+    /// Makes all of this round dirty again.
+    pub fn mark_round_again(&mut self) {
+        self.tracker.pending().merge_from(self.tracker.round());
+    }
+
+    /// Whether a write was submitted and has not ended.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Vanished`] if the device is gone.
+    pub fn has_in_flight(&self) -> Result<bool> {
+        Ok(!self.tracker.in_flight()?.is_none())
+    }
+
+    /// Whether nothing that counts was written since the round began, and nothing is in
+    /// flight.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Vanished`] if the device is gone.
+    pub fn is_quiet(&self) -> Result<bool> {
+        Ok(!self.has_in_flight()? && !self.has_dirty())
+    }
+
+    /// Whether the image still is what the device holds, once the filesystems over it have
+    /// written what they keep in memory.
+    ///
+    /// # Errors
+    /// When a filesystem cannot be flushed, or the device is gone.
+    pub fn is_unchanged(&self) -> Result<bool> {
+        self.still_there()?;
+        for filesystem in Layers::above(&[&self.device])?.filesystems() {
+            filesystem.sync()?;
+        }
+        self.is_quiet()
+    }
+
+    fn has_dirty(&self) -> bool {
+        self.tracker.pending().runs().any(|run| {
+            let mut counts = false;
+            self.exclusions
+                .split(self.geometry.extent_of(run), |_, left| {
+                    counts |= left == Left::In
+                });
+            counts
+        })
+    }
+
+    /// Whether a block waits to be shipped.
+    pub fn is_dirty(&self, block: BlockNumber) -> bool {
+        self.tracker.pending().test(block)
+    }
+
+    /// Memory for the last blocks of an epoch, locked.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn take_memory(&mut self, len: usize) -> Result<AlignedMemory> {
+        if let Some(memory) = self.memory.take() {
+            return Ok(memory);
+        }
+        let memory = AlignedMemory::new(len).at("take memory for a point", self.device.path())?;
+        // Best effort: without the right to lock, the memory is there all the same.
+        if let Err(error) = memory.lock() {
+            tracing::debug!(%error, "memory for points is not locked");
+        }
+        Ok(memory)
+    }
+
+    /// Bytes of that memory that an extent takes.
+    pub fn room_for(&self, extent: Extent) -> u64 {
+        self.reader.room_for(extent).get()
+    }
+
+    /// Gives the memory back for the next point.
+    pub fn give_back(&mut self, memory: AlignedMemory) {
+        self.memory = Some(memory);
+    }
+
+    /// Takes everything of this volume out of the kernel.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn release(self) -> Result<()> {
+        self.tracker.detach()
+    }
+
+    /// Writes what the kernel knows into `status`.
+    pub fn describe(&self, status: &mut VolumeStatus) {
+        let blocks = self.tracker.dirty_blocks();
+        status.dirty_bytes =
+            (blocks * u64::from(self.geometry.block.get())).min(self.geometry.size.get());
+        // A device that is gone has no counters; the last ones stay.
+        if let Ok(counters) = self.tracker.counters() {
+            status.counters.writes_seen = counters.submitted;
+            status.counters.sectors_seen = counters.submitted_sectors;
+            status.counters.widened = counters.widened.iter().map(|(_, times)| times).sum();
+        }
+    }
+}
+
+fn spec(
+    config: &VolumeConfig,
+    device: &BlockDevice,
+    environment: &Environment,
+) -> Result<AttachSpec> {
+    let disk = Disk::open(device.node())?;
+    let folder = FolderId::from_bytes(environment.state.id());
+    Ok(AttachSpec::new(folder, config.id, disk, config.block()))
+}
+
+/// Opens the device and refuses one of another size.
+fn open(config: &VolumeConfig) -> Result<BlockDevice> {
+    let device = BlockDevice::open(&config.device).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Error::new(ErrorKind::Vanished, "take up the device")
+            .volume(config.id)
+            .source(error)
+            .advice("replication goes on when it is back"),
+        _ => error.volume(config.id),
+    })?;
+    if device.size().get() != config.size_bytes {
+        return Err(Error::new(ErrorKind::Resized, "take up the device")
+            .path(&config.device)
+            .volume(config.id)
+            .detail(format!(
+                "it has {} bytes, and had {}",
+                device.size(),
+                config.size_bytes
+            ))
+            .advice("give it its size back; or unprotect the volume and protect it anew"));
+    }
+    Ok(device)
+}
+
+/// What the operator named, and what is active swap now.
+fn current_exclusions(
+    config: &VolumeConfig,
+    device: &BlockDevice,
+    geometry: &Geometry,
+) -> Result<Exclusions> {
+    let swap: Vec<Extent> = Vec::new();
+    let _ = device;
+    Ok(Exclusions::new(
+        geometry,
+        config.excluded().into_iter().chain(swap),
+    ))
+}

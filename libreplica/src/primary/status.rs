@@ -1,0 +1,221 @@
+//! What a volume tells of itself: the structures behind `replica status --json`. Fields
+//! may be added, never renamed: scripts read them.
+
+use hrl_format::units::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::store::Point;
+use crate::time::rfc3339;
+
+/// What a volume is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeState {
+    /// Not protected.
+    Unprotected,
+    /// The first full copy is under way.
+    Baseline,
+    /// Changes are tracked and shipped.
+    Replicating,
+    /// Checksums are finding what differs.
+    Resync,
+    /// Tracking goes on; shipping was stopped by the operator.
+    Paused,
+    /// Tracking goes on; shipping cannot, see the cause.
+    Degraded,
+    /// A drill is open on a recovery point.
+    TestFailover,
+    /// The image was opened for use in place of the source.
+    FailedOver,
+    /// The failover is final.
+    Committed,
+    /// Changes are going back to the first side.
+    Reversing,
+}
+
+impl VolumeState {
+    /// As it stands in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unprotected => "unprotected",
+            Self::Baseline => "baseline",
+            Self::Replicating => "replicating",
+            Self::Resync => "resync",
+            Self::Paused => "paused",
+            Self::Degraded => "degraded",
+            Self::TestFailover => "test_failover",
+            Self::FailedOver => "failed_over",
+            Self::Committed => "committed",
+            Self::Reversing => "reversing",
+        }
+    }
+}
+
+/// How far a running resync or baseline is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResyncProgress {
+    /// Why it runs.
+    pub cause: String,
+    /// Bytes of the source read so far.
+    pub bytes_done: u64,
+    /// Bytes of the source to read.
+    pub bytes_total: u64,
+}
+
+/// A resync that ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResyncSummary {
+    /// Why it ran.
+    pub cause: String,
+    /// When it started, RFC 3339.
+    pub started: String,
+    /// When it ended, RFC 3339.
+    pub ended: String,
+    /// Bytes that differed and were shipped.
+    pub bytes: u64,
+}
+
+/// The newest error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastError {
+    /// Its kind: a lower-case word, see [`crate::ErrorKind::as_str`].
+    pub kind: String,
+    /// What it said.
+    pub message: String,
+    /// When, RFC 3339.
+    pub time: String,
+}
+
+impl LastError {
+    /// `error`, at `time`.
+    pub fn new(error: &Error, time: Timestamp) -> Self {
+        Self {
+            kind: error.kind().as_str().to_owned(),
+            message: error.to_string(),
+            time: rfc3339(time),
+        }
+    }
+}
+
+/// Numbers that only rise.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusCounters {
+    /// Operations that change data, seen since tracking was attached.
+    pub writes_seen: u64,
+    /// Sectors (512 bytes) they covered.
+    pub sectors_seen: u64,
+    /// How often an event could not be recorded exactly and more was taken as dirty.
+    pub widened: u64,
+    /// Resyncs started.
+    pub resyncs: u64,
+    /// Points made.
+    pub points_made: u64,
+    /// Points that could not be made.
+    pub points_failed: u64,
+    /// The longest freeze, in milliseconds.
+    pub freeze_ms_max: u64,
+    /// The newest freeze, in milliseconds.
+    pub freeze_ms_last: u64,
+    /// Bytes read from the source and written to the store.
+    pub bytes_shipped: u64,
+}
+
+/// The newest recovery point, in short.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointSummary {
+    /// Its id.
+    pub id: String,
+    /// The epoch it ends.
+    pub epoch: u64,
+    /// When the state was so, RFC 3339.
+    pub time: String,
+    /// `crash`, `filesystem` or `application`.
+    pub consistency: String,
+    /// What the operator called it; empty if nothing.
+    pub label: String,
+    /// Bytes that its epoch takes in the store.
+    pub bytes: u64,
+}
+
+/// Everything `status` tells of one volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// The volume's id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// The device's path.
+    pub device: String,
+    /// Where it is replicated to.
+    pub store: String,
+    /// The consistency group it belongs to, if any.
+    pub group: Option<String>,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// The size of a block, in bytes.
+    pub block_bytes: u32,
+    /// What it is doing.
+    pub state: VolumeState,
+    /// Why it is in that state, where there is something to say.
+    pub state_cause: Option<String>,
+    /// `data`, `metadata` or `bitmap`.
+    pub mode: String,
+    /// Why it is in that mode.
+    pub mode_cause: Option<String>,
+    /// `ebpf`, `ublk` or `nbd`.
+    pub capture: String,
+    /// How often the volume was promoted.
+    pub generation: u64,
+    /// The newest epoch that the store has durably.
+    pub epoch: u64,
+    /// Bytes changed and not yet durable in the store.
+    pub dirty_bytes: u64,
+    /// The age of the oldest change not yet durable in the store, in seconds.
+    pub lag_seconds: f64,
+    /// The newest recovery point.
+    pub last_point: Option<PointSummary>,
+    /// The running resync or baseline.
+    pub resync: Option<ResyncProgress>,
+    /// The last resync that ended.
+    pub last_resync: Option<ResyncSummary>,
+    /// The newest error.
+    pub last_error: Option<LastError>,
+    /// Numbers that only rise.
+    pub counters: StatusCounters,
+}
+
+/// A byte range that differs, in a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DifferingRange {
+    /// Its first byte.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub len: u64,
+}
+
+/// What `replica verify` found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifySummary {
+    /// Bytes of source and image that were compared.
+    pub bytes_compared: u64,
+    /// Bytes that changed meanwhile, or wait to be shipped: left out of the comparison.
+    pub bytes_in_motion: u64,
+    /// Bytes in blocks that differ.
+    pub bytes_differing: u64,
+    /// Where: the first 1000 ranges.
+    pub differing: Vec<DifferingRange>,
+}
+
+impl From<&Point> for PointSummary {
+    fn from(point: &Point) -> Self {
+        Self {
+            id: point.id.to_string(),
+            epoch: point.epoch.get(),
+            time: rfc3339(point.time),
+            consistency: point.consistency.as_str().to_owned(),
+            label: point.label.clone(),
+            bytes: point.bytes.get(),
+        }
+    }
+}
