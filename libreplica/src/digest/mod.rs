@@ -19,6 +19,7 @@ mod header;
 mod leaf;
 mod preview;
 mod region;
+mod table;
 mod tree;
 mod update;
 
@@ -28,5 +29,6 @@ mod tests;
 pub use builder::RootBuilder;
 pub use leaf::{Leaf, LeafFunction};
 pub use region::{LEAVES_PER_REGION, RegionDigest, RegionNumber};
+pub use table::LeafTable;
 pub use tree::{DigestTree, Leaves, Regions, TreeSpec, TreeState};
 pub use update::Update;

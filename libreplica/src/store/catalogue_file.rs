@@ -111,6 +111,11 @@ fn load_copy(path: &Path, folder: &VolumeFolder) -> Result<(Catalogue, u64)> {
     }
 }
 
+/// Whether a copy can be used, whatever the other is.
+pub(super) fn check_copy(path: &Path, folder: &VolumeFolder) -> Result<()> {
+    load_copy(path, folder).map(|_| ())
+}
+
 /// Checks the first line against the body.
 fn open_envelope<'a>(bytes: &'a [u8], path: &Path) -> Result<(u64, &'a [u8])> {
     let bad = |why: &str| damaged(READ, path, why);

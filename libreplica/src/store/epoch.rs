@@ -83,6 +83,11 @@ impl EpochLog {
         ByteLen::new(written.unwrap_or(0))
     }
 
+    /// Whether it ends in a recovery point, so that nothing but another one may follow.
+    pub fn has_point(&self) -> bool {
+        !self.tags.is_empty()
+    }
+
     /// Whether the log has grown so long that it should be committed, and what follows go into
     /// another epoch: at 1 GiB, or 2 million changed extents.
     pub fn is_full(&self) -> bool {

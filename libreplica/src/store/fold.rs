@@ -17,7 +17,7 @@ use super::frames::Frames;
 use super::lease;
 use super::sources::open_chain;
 use super::writer::VolumeWriter;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Logs are folded together up to this, so that what several of them wrote is written once.
 const STEP_BYTES: u64 = 256 << 20;
@@ -44,16 +44,20 @@ impl VolumeWriter {
     /// [`FoldStep::Nothing`].
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) if a log does not hold what it must, which then stays;
-    /// the system's. The store stays as it was, whatever part of the work was done.
+    /// [`ErrorKind::Damaged`] if a log does not hold what it must, which then stays;
+    /// the system's. The store stays as it was, whatever part of the work was done. Where the image
+    /// has holes, folding needs room before it gives some back: [`ErrorKind::Full`].
     pub fn fold_step(&mut self) -> Result<FoldStep> {
         self.usable()?;
         let count = self.foldable();
         let step = match (self.catalogue.key, count) {
             (_, 0) | (Some(_), _) => FoldStep::Nothing,
-            (None, count) => self
-                .fold_into_image(count)
-                .map_err(|e| lease::explain_full(&self.folder, e))?,
+            (None, count) => match self.fold_into_image(count) {
+                // A single log needs less room before it gives some back.
+                Err(e) if e.kind() == ErrorKind::Full && count > 1 => self.fold_into_image(1),
+                folded => folded,
+            }
+            .map_err(|e| lease::explain_full(&self.folder, e))?,
         };
         self.delete_retired()?;
         Ok(step)

@@ -50,7 +50,7 @@ impl Lease {
         // Each round is lost only to a fold that ended right then; folds take far longer.
         for _ in 0..100 {
             let view = catalogue_file::load(folder)?.catalogue.view;
-            let Some(view_lock) = share(&folder.view_lease(view))? else {
+            let Some(view_lock) = share_view(folder, view)? else {
                 continue;
             };
             let point_lock = match wanted {
@@ -108,6 +108,15 @@ fn share(path: &Path) -> Result<Option<Shared>> {
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(e)) => Err(Error::io(TAKE, e).path(path)),
     }
+}
+
+/// Like [`share`], but makes no file for a view that is no longer the current one.
+fn share_view(folder: &VolumeFolder, view: View) -> Result<Option<Shared>> {
+    let path = folder.view_lease(view);
+    if !path.exists() && catalogue_file::load(folder)?.catalogue.view != view {
+        return Ok(None);
+    }
+    share(&path)
 }
 
 /// Like [`share`], but makes no file for a point that is not listed.

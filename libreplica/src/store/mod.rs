@@ -11,6 +11,8 @@ mod base;
 mod baseline;
 mod catalogue;
 mod catalogue_file;
+mod check;
+mod check_points;
 mod durable;
 mod epoch;
 mod fold;
@@ -36,6 +38,7 @@ mod writer;
 
 pub use baseline::Baseline;
 pub use catalogue::{Base, Catalogue, CatalogueGeneration, LogEntry, LogLink, Point};
+pub use check::{CheckReport, Fault, PointCheck, PointState};
 pub use epoch::EpochLog;
 pub use fold::FoldStep;
 pub use folder::{Store, VolumeEntry, VolumeSpec};

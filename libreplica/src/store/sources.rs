@@ -98,7 +98,10 @@ pub(super) fn open_log(
         path: path.clone(),
         open: Arc::clone(files),
     };
-    let log = Log::open(file, key).map_err(|e| Error::log(OPEN, e).path(&path))?;
+    let log = Log::open(file, key).map_err(|e| match e.io().map(io::Error::kind) {
+        Some(io::ErrorKind::NotFound) => damaged(OPEN, &path, "it is not there"),
+        _ => Error::log(OPEN, e).path(&path),
+    })?;
     let header = log.header();
     if header.log != entry.log || header.volume != folder.id() {
         let why = format!("it is log {} of volume {}", header.log, header.volume);
@@ -122,13 +125,18 @@ pub(super) fn open_chain(
     for entry in entries {
         let log = open_log(folder, entry, &files, key)?;
         if let Some(before) = chain.last() {
-            before
-                .log
-                .header()
-                .check_followed_by(before.log.seal().digest, log.log.header())
-                .map_err(|e| damaged("follow the chain of logs", &log.path, e.to_string()))?;
+            check_follows(before, &log)?;
         }
         chain.push(log);
     }
     Ok(chain)
+}
+
+/// Whether `log` is the successor of `before`.
+pub(super) fn check_follows(before: &StoredLog, log: &StoredLog) -> Result<()> {
+    before
+        .log
+        .header()
+        .check_followed_by(before.log.seal().digest, log.log.header())
+        .map_err(|e| damaged("follow the chain of logs", &log.path, e.to_string()))
 }

@@ -2,10 +2,13 @@
 //! is what it was.
 
 mod crash;
+mod damage;
 mod folder;
 mod model;
+mod place;
 mod power;
 mod random;
+mod refuse;
 
 use std::path::Path;
 

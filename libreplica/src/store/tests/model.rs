@@ -11,7 +11,7 @@ use super::random::Random;
 use super::{Scratch, geometry};
 use crate::digest::{LeafFunction, RootBuilder};
 use crate::store::{
-    EpochLog, FoldStep, PointReader, PointSelector, RestoreOptions, RestoreProof, Store,
+    Baseline, EpochLog, FoldStep, PointReader, PointSelector, RestoreOptions, RestoreProof, Store,
     VolumeReader, VolumeSpec, VolumeWriter,
 };
 
@@ -74,6 +74,13 @@ impl History {
 
     pub(super) fn reader(&self) -> VolumeReader {
         self.store.volume(self.volume, self.key.clone()).unwrap()
+    }
+
+    /// Why the volume cannot be opened for reading.
+    pub(super) fn reader_error(&self) -> crate::Error {
+        self.store
+            .volume(self.volume, self.key.clone())
+            .unwrap_err()
     }
 
     pub(super) fn now(&mut self) -> Timestamp {
@@ -165,9 +172,46 @@ impl History {
         }
     }
 
-    pub(super) fn point(&mut self, epoch: &mut EpochLog) {
-        let time = self.now();
+    /// One byte all over an extent.
+    pub(super) fn write(&mut self, epoch: &mut EpochLog, extent: Extent, byte: u8) {
+        let (time, data) = (self.now(), vec![byte; extent.len().get() as usize]);
+        epoch
+            .append(
+                &Record::Write {
+                    extent,
+                    data: &data,
+                },
+                time,
+            )
+            .unwrap();
+        self.put(extent, &data);
+    }
+
+    /// The same in the first full copy.
+    pub(super) fn write_baseline(&mut self, baseline: &mut Baseline<'_>, extent: Extent, byte: u8) {
+        let data = vec![byte; extent.len().get() as usize];
+        baseline.write(extent.offset(), &data).unwrap();
+        self.put(extent, &data);
+    }
+
+    fn point(&mut self, epoch: &mut EpochLog) {
         let root = (self.random.below(3) > 0).then(|| self.root());
+        self.tag(epoch, root);
+    }
+
+    pub(super) fn point_if_none(&mut self, epoch: &mut EpochLog) {
+        if !epoch.has_point() {
+            self.point_with_root(epoch);
+        }
+    }
+
+    pub(super) fn point_with_root(&mut self, epoch: &mut EpochLog) {
+        let root = self.root();
+        self.tag(epoch, Some(root));
+    }
+
+    fn tag(&mut self, epoch: &mut EpochLog, root: Option<Root>) {
+        let time = self.now();
         let tag = Tag {
             id: PointId::at(time).unwrap(),
             time,
@@ -284,7 +328,7 @@ fn cases() -> std::ops::Range<u64> {
 }
 
 fn live(seed: u64, key: Option<VolumeKey>) {
-    let scratch = Scratch::new();
+    let scratch = Scratch::in_memory();
     let mut history = History::begin(&scratch.path().join("store"), key, seed);
     let mut writer = history.writer();
     history.baseline(&mut writer);

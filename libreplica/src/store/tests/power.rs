@@ -200,7 +200,7 @@ fn a_killed_process_leaves_what_it_had_acknowledged() {
     let seed = 4;
     let (all, recorder) = recorded(seed);
     // A prime stride visits every kind of step; all of them are visited above.
-    for at in (0..recorder.len()).step_by(7) {
+    for at in (0..recorder.len()).step_by(11) {
         let scratch = Scratch::in_memory();
         let path = scratch.path().join("store");
         let status = Command::new(std::env::current_exe().unwrap())
