@@ -1,0 +1,300 @@
+//! The command line, as clap derives help, man pages and completions from it. It only
+//! says what can be said; what is done stands in `commands`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use hrl_format::record::Consistency;
+
+use crate::log_command::LogCommand;
+use crate::quantity::{BlockSizeArg, DurationArg};
+
+/// Live disaster recovery of Linux block devices
+///
+/// A disk in use is protected without unmounting it and without a kernel module. Its
+/// changes become .hrl logs in a store; every recovery point comes back byte for byte.
+#[derive(Debug, Parser)]
+#[command(name = "replica", version, arg_required_else_help = true)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 resync needed or differing.")]
+pub struct Cli {
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Which daemon a command speaks to.
+#[derive(Args, Clone, Debug)]
+pub struct DaemonArgs {
+    /// The daemon's control socket
+    #[arg(long, global = true, env = "REPLICA_SOCKET", value_name = "PATH")]
+    #[arg(default_value = "/run/replica/replica.sock")]
+    pub socket: PathBuf,
+    /// The folder where the daemon keeps its state
+    #[arg(long, global = true, env = "REPLICA_STATE_DIR", value_name = "DIR")]
+    #[arg(default_value = "/var/lib/replica")]
+    pub state_dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon in the foreground
+    Run(RunArgs),
+    /// Protect a block device, in use or not
+    Protect(ProtectArgs),
+    /// Stop protecting a volume; its store is kept
+    Unprotect(UnprotectArgs),
+    /// Stop shipping changes; tracking goes on
+    Pause(VolumeArg),
+    /// Ship changes again
+    Resume(VolumeArg),
+    /// Tell how the volumes are
+    Status(StatusArgs),
+    /// Make a recovery point now and print its id
+    Point(PointArgs),
+    /// List recovery points
+    Points(PointsArgs),
+    /// Restore a recovery point to a file or a device
+    Restore(RestoreArgs),
+    /// Compare source and image; exit 3 if they differ
+    Verify(VerifyArgs),
+    /// Find by checksums what differs, and ship it
+    Resync(ResyncArgs),
+    /// Look after a store
+    #[command(subcommand)]
+    Store(StoreCommand),
+    /// Look into, check, merge, salvage and convert .hrl logs
+    #[command(subcommand)]
+    Log(LogCommand),
+    /// Print a shell's completions
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a folder
+    Man {
+        /// The folder
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Thaw what a killed daemon left frozen (started by the daemon itself)
+    #[command(hide = true)]
+    Watchdog,
+}
+
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// A configuration file (TOML); none is needed
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// How writes are captured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CaptureArg {
+    /// The best that this kernel and device offer: ebpf
+    #[default]
+    Auto,
+    /// An eBPF program on the block layer's tracepoints
+    Ebpf,
+}
+
+#[derive(Args, Debug)]
+pub struct ProtectArgs {
+    /// The block device: a whole disk, or what lies over one (/dev/sda, /dev/loop0, /dev/dm-3)
+    pub device: PathBuf,
+    /// The store: a folder or a file:// URL
+    #[arg(long, value_name = "STORE")]
+    pub to: String,
+    /// What to call the volume [default: the device's base name]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// How writes are captured
+    #[arg(long, value_enum, default_value_t)]
+    pub capture: CaptureArg,
+    /// The interval between recovery points
+    #[arg(long, default_value = "30s", value_name = "DURATION")]
+    pub every: DurationArg,
+    /// Which recovery points to keep: tiers such as 24h (= all:24h), #100 (at most 100)
+    #[arg(long, default_value = "24h", value_name = "TIERS")]
+    pub retain: String,
+    /// Bytes that one dirty bit covers, 4KiB to 1MiB [default: by the volume's size]
+    #[arg(long, value_name = "SIZE")]
+    pub block_size: Option<BlockSizeArg>,
+    /// Encrypt with the key in this file: 32 raw bytes or 64 hexadecimal digits
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Make points together with the other volumes of this group
+    #[arg(long, value_name = "NAME")]
+    pub group: Option<String>,
+    /// Leave out a partition (/dev/sda2) or a byte range (OFFSET+LENGTH); may be repeated
+    #[arg(long, value_name = "PARTITION|RANGE")]
+    pub exclude: Vec<String>,
+    /// Where logs wait when the store falls behind (inline capture only)
+    #[arg(long, value_name = "DIR")]
+    pub spool: Option<PathBuf>,
+    /// Leave out other disks that belong to the same volume group, array or filesystem
+    #[arg(long)]
+    pub force: bool,
+    /// Return only when the first copy is durable and its recovery point made
+    #[arg(long)]
+    pub wait: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct UnprotectArgs {
+    /// The volume's name or id
+    #[arg(required_unless_present = "stale")]
+    pub volume: Option<String>,
+    /// Remove what dead daemons with other state folders left in the kernel
+    #[arg(long, conflicts_with = "volume")]
+    pub stale: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct VolumeArg {
+    /// The volume's name or id
+    pub volume: String,
+}
+
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// The volume's name or id [default: all]
+    pub volume: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Print again every second until interrupted
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// The least that a point must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConsistencyArg {
+    /// As after pulling the plug
+    Crash,
+    /// Filesystems frozen, or none mounted
+    Filesystem,
+    /// Applications asked by hooks, filesystems frozen
+    Application,
+}
+
+impl From<ConsistencyArg> for Consistency {
+    fn from(arg: ConsistencyArg) -> Self {
+        match arg {
+            ConsistencyArg::Crash => Self::Crash,
+            ConsistencyArg::Filesystem => Self::Filesystem,
+            ConsistencyArg::Application => Self::Application,
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct PointArgs {
+    /// The volume's name or id
+    pub volume: String,
+    /// The least it must be [default: filesystem if something is mounted, else crash]
+    #[arg(long, value_enum)]
+    pub consistency: Option<ConsistencyArg>,
+    /// What to call the point
+    #[arg(
+        long,
+        default_value = "",
+        hide_default_value = true,
+        value_name = "TEXT"
+    )]
+    pub label: String,
+    /// How long to wait for it
+    #[arg(long, default_value = "5m", value_name = "DURATION")]
+    pub timeout: DurationArg,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct PointsArgs {
+    /// The volume's name or id [default with --store: all]
+    #[arg(required_unless_present = "store")]
+    pub volume: Option<String>,
+    /// Read this store; no daemon is needed
+    #[arg(long, value_name = "STORE")]
+    pub store: Option<String>,
+    /// The volume key, to show labels of an encrypted volume
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct RestoreArgs {
+    /// The volume's name or id
+    pub volume: String,
+    /// A point's id, `latest`, or a time (RFC 3339): the newest point at or before it
+    #[arg(long, value_name = "ID|latest|RFC3339")]
+    pub point: String,
+    /// The file or device to write
+    #[arg(long, value_name = "PATH")]
+    pub output: PathBuf,
+    /// Read this store; no daemon is needed
+    #[arg(long, value_name = "STORE")]
+    pub store: Option<String>,
+    /// The volume key
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Overwrite an existing file or a device (never a mounted or protected one)
+    #[arg(long)]
+    pub force: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// The volume's name or id
+    pub volume: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ResyncArgs {
+    /// The volume's name or id
+    pub volume: String,
+    /// Return only when it has ended
+    #[arg(long)]
+    pub wait: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Check everything in a store; exit 1 and name the damaged points if anything is wrong
+    Check(StoreCheckArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct StoreCheckArgs {
+    /// The store: a folder or a file:// URL
+    pub store: String,
+    /// The volume key, to check what is inside encrypted frames
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

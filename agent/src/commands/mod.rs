@@ -1,0 +1,10 @@
+//! The operator's commands: each asks the daemon, or reads a store by itself.
+
+pub mod open_store;
+pub mod point;
+pub mod points;
+pub mod protect;
+pub mod restore;
+pub mod status;
+pub mod store_check;
+pub mod volume;

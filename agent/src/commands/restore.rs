@@ -1,0 +1,110 @@
+//! `replica restore`: a point back to a file or a device, from the store itself. Without
+//! `--store` the daemon is asked only where that store is.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use libreplica::primary::PointSummary;
+use libreplica::store::{Overwrite, PointSelector, RestoreOptions, RestoreProof};
+use libreplica::time::parse_rfc3339;
+use libreplica::{Error, ErrorKind};
+use serde::Serialize;
+
+use crate::cli::{DaemonArgs, RestoreArgs};
+use crate::commands::open_store::{locate, protected_devices};
+use crate::failure::Failure;
+use crate::output::{self, Progress};
+
+#[derive(Serialize)]
+struct RestoreOutput {
+    point: PointSummary,
+    output: String,
+    data_bytes: u64,
+    proof: &'static str,
+}
+
+pub fn run(daemon: &DaemonArgs, args: &RestoreArgs) -> Result<ExitCode, Failure> {
+    let output = std::path::absolute(&args.output)?;
+    refuse_protected(daemon, &output)?;
+    let located = locate(
+        daemon,
+        &args.volume,
+        args.store.as_deref(),
+        args.key_file.as_deref(),
+    )?;
+    let point = located.reader.point(selector(&args.point)?)?;
+    let overwrite = if args.force {
+        Overwrite::Replace
+    } else {
+        Overwrite::Refuse
+    };
+    let options = RestoreOptions::default().overwrite(overwrite);
+    let mut progress = Progress::start("restoring");
+    let restored = located
+        .reader
+        .restore(point.id, &output, &options, &mut |at| {
+            progress.update(at.done.get(), at.total.get());
+        });
+    progress.finish();
+    let restored = restored?;
+    let proof = match restored.proof {
+        RestoreProof::Root => "root",
+        RestoreProof::None => "none",
+    };
+    let summary = PointSummary::from(&restored.point);
+    if args.json {
+        output::json(&RestoreOutput {
+            point: summary,
+            output: output.display().to_string(),
+            data_bytes: restored.data.get(),
+            proof,
+        })?;
+    } else {
+        let proved = match restored.proof {
+            RestoreProof::Root => "; its digest is the one captured",
+            RestoreProof::None => "; the point carries no digest to prove it by",
+        };
+        eprintln!(
+            "restored {} of {} to {}{proved}",
+            summary.id,
+            summary.time,
+            output.display()
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A point's id, `latest`, or a time.
+fn selector(text: &str) -> Result<PointSelector, Failure> {
+    if text == "latest" {
+        return Ok(PointSelector::Latest);
+    }
+    if let Ok(id) = text.parse() {
+        return Ok(PointSelector::Id(id));
+    }
+    parse_rfc3339(text)
+        .map(PointSelector::AtOrBefore)
+        .map_err(|_| {
+            Failure::Usage(format!(
+                "`{text}` is no point: an id as `replica points` lists it, `latest`, \
+             or a time such as 2026-11-21T10:00:00Z expected"
+            ))
+        })
+}
+
+/// Nothing is restored over a disk whose image may be the only other copy.
+fn refuse_protected(daemon: &DaemonArgs, output: &Path) -> Result<(), Failure> {
+    let Ok(target) = std::fs::canonicalize(output) else {
+        return Ok(());
+    };
+    for device in protected_devices(daemon) {
+        if std::fs::canonicalize(&device).is_ok_and(|device| device == target) {
+            return Err(Error::new(ErrorKind::Busy, "restore a recovery point")
+                .path(output)
+                .detail("this device is protected")
+                .advice("restore to another one, or unprotect it first")
+                .into());
+        }
+    }
+    Ok(())
+}

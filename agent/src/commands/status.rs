@@ -1,0 +1,109 @@
+//! `replica status`: how the volumes are, for people or as JSON.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use libreplica::primary::VolumeStatus;
+use serde::Serialize;
+
+use crate::cli::{DaemonArgs, StatusArgs};
+use crate::control::client::ask;
+use crate::control::protocol::{Answer, Request};
+use crate::failure::Failure;
+use crate::output;
+
+#[derive(Serialize)]
+struct StatusOutput<'a> {
+    volumes: &'a [VolumeStatus],
+}
+
+pub fn run(daemon: &DaemonArgs, args: &StatusArgs) -> Result<ExitCode, Failure> {
+    loop {
+        let request = Request::Status {
+            volume: args.volume.clone(),
+        };
+        let answer = ask(&daemon.socket, &request, Some(Duration::from_secs(30)))?;
+        let Answer::Status { volumes } = answer else {
+            return Err(Failure::Hangup {
+                socket: daemon.socket.clone(),
+            });
+        };
+        if args.watch && !args.json && std::io::stdout().is_terminal() {
+            // Home and clear: one screen that changes in place.
+            print!("\x1b[H\x1b[2J");
+        }
+        if args.json {
+            output::json(&StatusOutput { volumes: &volumes })?;
+        } else if volumes.is_empty() {
+            println!("no volume is protected");
+        } else {
+            volumes.iter().try_for_each(print_volume)?;
+        }
+        if !args.watch {
+            return Ok(ExitCode::SUCCESS);
+        }
+        std::io::stdout().flush()?;
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn print_volume(volume: &VolumeStatus) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}  {}", volume.name, volume.id)?;
+    writeln!(
+        out,
+        "  device   {} ({})",
+        volume.device,
+        output::bytes(volume.size_bytes)
+    )?;
+    writeln!(out, "  store    {}", volume.store)?;
+    let cause = volume
+        .state_cause
+        .as_deref()
+        .map(|cause| format!(": {cause}"));
+    writeln!(
+        out,
+        "  state    {}{}",
+        volume.state.as_str(),
+        cause.unwrap_or_default()
+    )?;
+    writeln!(out, "  capture  {}, {} mode", volume.capture, volume.mode)?;
+    if let Some(resync) = &volume.resync {
+        let share = resync.bytes_done * 100 / resync.bytes_total.max(1);
+        let (done, total) = (
+            output::bytes(resync.bytes_done),
+            output::bytes(resync.bytes_total),
+        );
+        writeln!(
+            out,
+            "  reading  {share}%, {done} of {total} ({})",
+            resync.cause
+        )?;
+    }
+    let dirty = output::bytes(volume.dirty_bytes);
+    writeln!(
+        out,
+        "  behind   {dirty}, {:.1} s, epoch {}",
+        volume.lag_seconds, volume.epoch
+    )?;
+    match &volume.last_point {
+        Some(point) => writeln!(
+            out,
+            "  point    {} at {}, {}{}",
+            point.id,
+            point.time,
+            point.consistency,
+            if point.label.is_empty() {
+                String::new()
+            } else {
+                format!(", {}", point.label)
+            },
+        )?,
+        None => writeln!(out, "  point    none yet")?,
+    }
+    if let Some(error) = &volume.last_error {
+        writeln!(out, "  error    {}: {}", error.time, error.message)?;
+    }
+    Ok(())
+}

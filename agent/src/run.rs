@@ -1,0 +1,139 @@
+//! `replica run`: the daemon. It takes its volumes up again, answers on the control
+//! socket, and ends cleanly on SIGTERM or SIGINT; tracking goes on in the kernel.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use libreplica::primary::{Primary, PrimaryOptions};
+use libreplica::{Error, ErrorKind, IoContext};
+use nix::sys::signal::{SigSet, Signal};
+use serde::Deserialize;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::cli::{DaemonArgs, RunArgs};
+use crate::control::server::ControlServer;
+use crate::failure::Failure;
+use crate::quantity::DurationArg;
+
+/// The configuration file. Every key may be left out.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Config {
+    /// Executables that run before and after an application-consistent point.
+    hooks_dir: Option<PathBuf>,
+    /// How long one hook may take.
+    hook_timeout: Option<String>,
+    /// How long a freeze may last.
+    freeze_limit: Option<String>,
+    /// What to log: error, warn, info, debug, trace.
+    log: Option<String>,
+}
+
+const DEFAULT_CONFIG: &str = "/etc/replica/replica.toml";
+
+pub fn run(daemon: &DaemonArgs, args: &RunArgs) -> Result<ExitCode, Failure> {
+    let config = load(args.config.as_deref())?;
+    start_logging(config.log.as_deref());
+    // Blocked before the first thread starts, so that every thread inherits it and the
+    // signal waits for us below.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals
+        .thread_block()
+        .at("block signals", Path::new("the daemon"))?;
+
+    let primary = Primary::start(options(daemon, &config)?)?;
+    let server = Arc::new(ControlServer::bind(&std::path::absolute(&daemon.socket)?)?);
+    let (serving, served) = (Arc::clone(&server), Arc::clone(&primary));
+    std::thread::Builder::new()
+        .name("listener".into())
+        .spawn(move || serving.serve(&served))
+        .at("start the control thread", &daemon.socket)?;
+    tracing::info!(socket = %daemon.socket.display(), "answering commands");
+    // Without systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+
+    let signal = signals
+        .wait()
+        .at("wait for a signal", Path::new("the daemon"))?;
+    tracing::info!(%signal, "ending; tracking goes on in the kernel");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    server.remove_socket();
+    primary.stop();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The hidden command behind the freeze watchdog.
+pub fn watchdog() -> Result<ExitCode, Failure> {
+    libreplica::primary::watchdog::run()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn load(path: Option<&Path>) -> Result<Config, Failure> {
+    let (path, required) = match path {
+        Some(path) => (path, true),
+        None => (Path::new(DEFAULT_CONFIG), false),
+    };
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => {
+            return Ok(Config::default());
+        }
+        Err(error) => return Err(Error::io("read the configuration", error).path(path).into()),
+    };
+    toml::from_str(&text).map_err(|source| {
+        Error::new(ErrorKind::Invalid, "read the configuration")
+            .path(path)
+            .source(source)
+            .into()
+    })
+}
+
+fn options(daemon: &DaemonArgs, config: &Config) -> Result<PrimaryOptions, Failure> {
+    let duration = |text: &Option<String>, default: Duration| {
+        text.as_ref()
+            .map_or(Ok(default), |text| text.parse::<DurationArg>().map(|d| d.0))
+    };
+    let socket = std::path::absolute(&daemon.socket)?;
+    let run_dir = socket
+        .parent()
+        .unwrap_or(Path::new("/run/replica"))
+        .to_owned();
+    Ok(PrimaryOptions {
+        state_dir: std::path::absolute(&daemon.state_dir)?,
+        run_dir,
+        hooks_dir: config
+            .hooks_dir
+            .clone()
+            .unwrap_or_else(|| "/etc/replica/hooks.d".into()),
+        hook_limit: duration(&config.hook_timeout, Duration::from_secs(30))?,
+        freeze_limit: duration(&config.freeze_limit, Duration::from_secs(2))?,
+    })
+}
+
+/// To journald when systemd started us, else to standard error.
+fn start_logging(level: Option<&str>) {
+    let filter = EnvFilter::try_from_env("REPLICA_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(level.unwrap_or("info")));
+    if std::env::var_os("JOURNAL_STREAM").is_some()
+        && let Ok(journald) = tracing_journald::layer()
+    {
+        tracing_subscriber::registry()
+            .with(filter)
+            .with(journald)
+            .init();
+        return;
+    }
+    let plain = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(false);
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(plain)
+        .init();
+}
