@@ -1,54 +1,61 @@
-//! Native logs from front to back, sealed, open or torn. Invariants:
+//! Native logs from front to back, sealed, open or torn; checked and salvaged. Invariants:
 //!
 //! - no input panics, and none takes more memory than it has bytes plus a constant;
-//! - a scan ends, and says how;
-//! - what a scan finds sealed can be read at any place.
+//! - a scan ends, and says how; its records are within the volume;
+//! - what a check finds sound scans as sealed;
+//! - a torn log is salvaged into a sound one with the same records, a sealed one never.
 #![no_main]
 
-use hrl_format::units::VolumeSize;
-use hrl_format::{Ending, FrameBuffer, Log, Result, Scanner, VolumeKey};
+use hrl_format::record::Record;
+use hrl_format::{Ending, Result, Scanner, VolumeKey, check, salvage};
 use libfuzzer_sys::fuzz_target;
 use replica_fuzz::{bounded, file, resum, story};
 
 fuzz_target!(|input: &[u8]| {
     let file = file(input, resum::native);
-    bounded(file.len(), || {
-        let _ = frames(&file);
-        if let Ok(Ending::Sealed(_)) = records(&file, Some(&story::key())) {
-            read(&file, Some(&story::key())).expect("sealed, so readable");
-        }
-        let _ = records(&file, None);
-    });
+    for key in [None, Some(&story::key())] {
+        bounded(file.len(), || {
+            let scanned = scan(&file, key);
+            let checked = check(&file[..], key);
+            if checked.is_ok_and(|report| report.is_sound()) {
+                assert!(matches!(scanned, Ok((_, Ending::Sealed(_)))), "{scanned:?}");
+            }
+        });
+        restore(&file, key);
+    }
 });
 
-fn records(file: &[u8], key: Option<&VolumeKey>) -> Result<Ending> {
+/// How many records a log has, and how it ends.
+fn scan(file: &[u8], key: Option<&VolumeKey>) -> Result<(u64, Ending)> {
     let mut scanner = Scanner::new(file, key)?;
-    let mut size = scanner.header().volume_size;
-    while let Some(entry) = scanner.next_record()? {
-        if let Some(extent) = entry.record.extent() {
-            assert!(!extent.is_empty() && extent.end().get() <= size.get());
+    let mut records = 0;
+    if scanner.header().key.is_some() && key.is_none() {
+        while let Some(frame) = scanner.next_frame()? {
+            records += frame.table().count() as u64;
         }
-        if let hrl_format::record::Record::Resize { size: new } = entry.record {
-            size = VolumeSize::new(new.get());
+    } else {
+        let mut size = scanner.header().volume_size;
+        while let Some(entry) = scanner.next_record()? {
+            records += 1;
+            let end = entry.record.extent().map_or(0, |extent| extent.end().get());
+            assert!(end <= size.get());
+            if let Record::Resize { size: new } = entry.record {
+                size = new;
+            }
         }
     }
-    Ok(scanner.ending().expect("it ended").clone())
+    Ok((records, scanner.ending().expect("it ended").clone()))
 }
 
-fn frames(file: &[u8]) -> Result<()> {
-    let mut scanner = Scanner::new(file, None)?;
-    while let Some(frame) = scanner.next_frame()? {
-        frame.shapes().for_each(drop);
+fn restore(file: &[u8], key: Option<&VolumeKey>) {
+    match (scan(file, key), salvage(file, Vec::new(), key)) {
+        (Ok((records, Ending::Torn { at, .. })), Ok((new, salvaged))) => {
+            assert_eq!(salvaged.cut, at);
+            assert_eq!(salvaged.seal.records, records);
+            let report = check(&new[..], key).expect("memory is read");
+            assert!(report.is_sound(), "{:?}", report.problems);
+        }
+        (Ok((_, Ending::Torn { .. })), Err(error)) => panic!("{error}"),
+        (Ok((_, Ending::Sealed(_))) | Err(_), salvaged) => assert!(salvaged.is_err()),
     }
-    assert!(scanner.ending().is_some());
-    Ok(())
-}
-
-fn read(file: &[u8], key: Option<&VolumeKey>) -> Result<()> {
-    let log = Log::open(file, key)?;
-    let mut frame = FrameBuffer::new();
-    for entry in log.index() {
-        log.read_frame(entry?.frame, &mut frame)?;
-    }
-    Ok(())
 }
