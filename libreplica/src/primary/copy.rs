@@ -34,7 +34,7 @@ pub fn baseline(volume: &Volume, member: &mut Member) -> Result<()> {
     let mut image = sink.writer.begin_baseline()?;
     let mut at = ByteOffset::ZERO;
     while let Some(slice) = next_slice(&geometry, at) {
-        volume.checkpoint()?;
+        volume.pass_or_stop()?;
         show(volume, VolumeState::Baseline, "first copy", at, &geometry);
         source
             .exclusions
@@ -79,7 +79,7 @@ pub fn resync(volume: &Volume, member: &mut Member, cause: &str) -> Result<()> {
     let mut draft = EpochDraft::begin(&sink.writer)?;
     let mut at = ByteOffset::ZERO;
     while let Some(slice) = next_slice(&geometry, at) {
-        volume.checkpoint()?;
+        volume.pass_or_stop()?;
         show(volume, VolumeState::Resync, cause, at, &geometry);
         compare_slice(source, sink, &geometry, slice, &mut draft)?;
         at = slice.end();

@@ -220,10 +220,10 @@ impl Pending {
 /// Whether `bytes` are all zero. Written so that the compiler compares words at a time,
 /// and that data ends it at its first words.
 pub fn is_zero(bytes: &[u8]) -> bool {
-    let (chunks, rest) = bytes.as_chunks::<64>();
-    chunks
+    let (lines, rest) = bytes.as_chunks::<64>();
+    lines
         .iter()
-        .all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+        .all(|line| line.iter().fold(0, |all, byte| all | byte) == 0)
         && rest.iter().all(|byte| *byte == 0)
 }
 

@@ -178,7 +178,7 @@ impl Volume {
     ///
     /// # Errors
     /// [`ErrorKind::State`] when the volume's thread shall end.
-    pub fn checkpoint(&self) -> Result<()> {
+    pub fn pass_or_stop(&self) -> Result<()> {
         loop {
             if self.is_stopping() {
                 return Err(Error::new(ErrorKind::State, "copy the volume")
