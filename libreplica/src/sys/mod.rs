@@ -5,7 +5,9 @@
 pub mod blkdev;
 pub mod bpf;
 pub mod btrfs;
+pub mod dm;
 pub mod fds;
+pub mod fiemap;
 pub mod freeze;
 pub mod membarrier;
 pub mod memory;
