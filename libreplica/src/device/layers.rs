@@ -84,7 +84,7 @@ impl Layers {
         {
             return Ok(self.has_device(DevNo::from_stat(meta.rdev())));
         }
-        let superblock = loops::superblock_of(&path, &self.mounts).ok_or_else(|| {
+        let superblock = self.superblock_of(&path).ok_or_else(|| {
             Error::new(ErrorKind::Io, OPERATION)
                 .path(&path)
                 .detail("no mount holds it")
@@ -93,6 +93,10 @@ impl Layers {
             .filesystems
             .iter()
             .any(|filesystem| filesystem.superblock() == superblock))
+    }
+
+    pub(super) fn superblock_of(&self, path: &Path) -> Option<DevNo> {
+        loops::superblock_of(path, &self.mounts)
     }
 }
 

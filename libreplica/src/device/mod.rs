@@ -9,13 +9,16 @@
 mod beside;
 mod block_device;
 mod boot;
+mod file_place;
 mod filesystem;
 mod layers;
 mod loops;
 mod mountinfo;
 mod numbers;
+mod place;
 mod refuse;
 mod stats;
+mod swap;
 mod sysfs;
 
 pub use block_device::{BlockDevice, OpenFor, Partition, Queue};
@@ -24,3 +27,4 @@ pub use filesystem::{Filesystem, Freezing};
 pub use layers::{Layers, superblock_of};
 pub use numbers::{DevNo, DiskSeq};
 pub use stats::{DiskStats, IoStats};
+pub use swap::{Swap, SwapArea};

@@ -212,3 +212,30 @@ pub fn until(limit: Duration, mut is_so: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
+
+/// Swap in use, ended at the end.
+pub struct Swapping {
+    path: PathBuf,
+}
+
+impl Swapping {
+    /// Over all of a device or file.
+    pub fn on(path: &Path) -> Self {
+        run("mkswap", &[path]);
+        Self::over(path)
+    }
+
+    /// Over an area that `mkswap` has made.
+    pub fn over(path: &Path) -> Self {
+        run("swapon", &[path]);
+        Self {
+            path: path.to_owned(),
+        }
+    }
+}
+
+impl Drop for Swapping {
+    fn drop(&mut self) {
+        try_run("swapoff", &[&self.path]);
+    }
+}
