@@ -26,7 +26,7 @@ fuzz_target!(|input: &[u8]| {
 fn read(file: &[u8], key: Option<&VolumeKey>) -> Result<()> {
     let log = Log::open(file, key)?;
     let _ = log.marks().try_for_each(|mark| mark.map(|_| ()));
-    let _ = log.tags();
+    let _ = log.tags().try_for_each(|tag| tag.map(|_| ()));
     let mut frame = FrameBuffer::new();
     let mut end = ByteOffset::ZERO;
     for entry in log.index() {

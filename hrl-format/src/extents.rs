@@ -81,12 +81,50 @@ pub(crate) struct ExtentMap {
     entries: BTreeMap<u64, Held>,
 }
 
+/// An entry without its offset, in 16 bytes: there may be millions.
 #[derive(Clone, Copy, Debug)]
 struct Held {
     len: u64,
     frame: u32,
+    // The kind in the upper two bits; a frame's data has far fewer than 2^30 bytes.
     at: u32,
-    kind: ExtentKind,
+}
+
+impl Held {
+    const KIND_SHIFT: u32 = 30;
+    const ZEROES: u32 = 1 << Self::KIND_SHIFT;
+    const DISCARD: u32 = 2 << Self::KIND_SHIFT;
+
+    const fn new(entry: &IndexEntry) -> Self {
+        let kind = match entry.kind {
+            ExtentKind::Write => 0,
+            ExtentKind::Zeroes => Self::ZEROES,
+            ExtentKind::Discard => Self::DISCARD,
+        };
+        let (len, frame) = (entry.extent.len().get(), entry.frame.get());
+        Self {
+            len,
+            frame,
+            at: entry.at.0 | kind,
+        }
+    }
+
+    fn entry(&self, offset: u64) -> IndexEntry {
+        let start = ByteOffset::new(offset);
+        // The end fits: it was taken from an extent.
+        let end = start.checked_add(ByteLen::new(self.len)).unwrap_or(start);
+        let kind = match self.at & !(Self::ZEROES - 1) {
+            0 => ExtentKind::Write,
+            Self::ZEROES => ExtentKind::Zeroes,
+            _ => ExtentKind::Discard,
+        };
+        IndexEntry {
+            extent: Extent::between(start, end),
+            kind,
+            frame: FrameNumber::new(self.frame),
+            at: DataOffset(self.at & (Self::ZEROES - 1)),
+        }
+    }
 }
 
 impl ExtentMap {
@@ -97,7 +135,7 @@ impl ExtentMap {
     pub(crate) fn iter(&self) -> impl Iterator<Item = IndexEntry> + '_ {
         self.entries
             .iter()
-            .map(|(&offset, held)| entry(offset, held))
+            .map(|(&offset, held)| held.entry(offset))
     }
 
     /// Puts `new` over whatever is there.
@@ -113,7 +151,7 @@ impl ExtentMap {
             new = join(&before, &new);
         }
         if let Some(held) = self.entries.get(&new.extent.end().get()) {
-            let after = entry(new.extent.end().get(), held);
+            let after = held.entry(new.extent.end().get());
             if new.continues_in(&after) {
                 self.entries.remove(&after.extent.offset().get());
                 new = join(&new, &after);
@@ -140,7 +178,7 @@ impl ExtentMap {
     /// The last entry that begins before `offset`.
     fn before(&self, offset: ByteOffset) -> Option<IndexEntry> {
         let (&at, held) = self.entries.range(..offset.get()).next_back()?;
-        Some(entry(at, held))
+        Some(held.entry(at))
     }
 
     /// Takes `extent` out of the map.
@@ -157,7 +195,7 @@ impl ExtentMap {
             if offset >= extent.end().get() {
                 break;
             }
-            let right = entry(offset, held).clip(after(extent));
+            let right = held.entry(offset).clip(after(extent));
             self.entries.remove(&offset);
             if let Some(right) = right {
                 self.hold(&right);
@@ -166,13 +204,8 @@ impl ExtentMap {
     }
 
     fn hold(&mut self, entry: &IndexEntry) {
-        let held = Held {
-            len: entry.extent.len().get(),
-            frame: entry.frame.get(),
-            at: entry.at.get(),
-            kind: entry.kind,
-        };
-        self.entries.insert(entry.extent.offset().get(), held);
+        self.entries
+            .insert(entry.extent.offset().get(), Held::new(entry));
     }
 }
 
@@ -184,17 +217,5 @@ fn join(first: &IndexEntry, second: &IndexEntry) -> IndexEntry {
     IndexEntry {
         extent: Extent::between(first.extent.offset(), second.extent.end()),
         ..*first
-    }
-}
-
-fn entry(offset: u64, held: &Held) -> IndexEntry {
-    let start = ByteOffset::new(offset);
-    // The end fits: it was taken from an extent.
-    let end = start.checked_add(ByteLen::new(held.len)).unwrap_or(start);
-    IndexEntry {
-        extent: Extent::between(start, end),
-        kind: held.kind,
-        frame: FrameNumber::new(held.frame),
-        at: DataOffset::new(held.at),
     }
 }

@@ -266,26 +266,30 @@ impl<R: ReadAt> Log<R> {
 
     /// The tags and resizes that count, in order; they can be read without the key.
     pub fn marks(&self) -> impl Iterator<Item = Result<Mark>> + '_ {
-        self.trailer
-            .marks
-            .stream(&self.source, 0)
-            .map(|raw| raw.and_then(|raw| seal::mark(&raw)))
+        let mut behind = None;
+        self.trailer.marks.stream(&self.source, 0).map(move |raw| {
+            let mark = seal::mark(&raw?)?;
+            // No record is marked twice: so there are no more marks than records.
+            if behind.replace((mark.frame, mark.record)) >= Some((mark.frame, mark.record)) {
+                return Err(Error::damaged("the marks of the seal are not in order"));
+            }
+            Ok(mark)
+        })
     }
 
     /// The recovery points, in order, with their labels; that needs the key.
     ///
     /// # Errors
-    /// As [`Self::read_frame`].
-    pub fn tags(&self) -> Result<Vec<Tag>> {
+    /// Each as [`Self::read_frame`].
+    pub fn tags(&self) -> impl Iterator<Item = Result<Tag>> + '_ {
         let mut frame = FrameBuffer::new();
-        let mut tags = Vec::new();
-        for mark in self.marks() {
-            let mark = mark?;
-            if matches!(mark.detail, MarkDetail::Tag(_)) {
-                tags.push(self.read_tag(&mark, &mut frame)?);
-            }
-        }
-        Ok(tags)
+        self.marks().filter_map(move |mark| match mark {
+            Ok(mark) => match mark.detail {
+                MarkDetail::Tag(_) => Some(self.read_tag(&mark, &mut frame)),
+                MarkDetail::Resize(_) => None,
+            },
+            Err(error) => Some(Err(error)),
+        })
     }
 
     /// The tag that a mark points to; `frame` is read anew unless it holds it already.

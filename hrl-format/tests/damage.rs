@@ -6,12 +6,14 @@
 mod common;
 
 use common::{
-    Flavour, Model, Timed, VOLUME, borrowed, cases, chain, flavour, header, records, scan,
+    Flavour, Model, Timed, VOLUME, borrowed, cases, chain, flavour, forge, header, records, scan,
     write_log,
 };
-use hrl_format::layout::{FRAME_MAGIC, PAGE};
+use hrl_format::layout::{FRAME_MAGIC, PAGE, RawHeader};
 use hrl_format::units::VolumeSize;
-use hrl_format::{Ending, ErrorKind, Log, LogWriter, Proof, SealProof, VolumeKey, check, salvage};
+use hrl_format::{
+    Ending, ErrorKind, Log, LogWriter, Proof, Scanner, SealProof, VolumeKey, check, merge, salvage,
+};
 use proptest::prelude::*;
 
 /// Whether a check says that nothing is wrong.
@@ -25,6 +27,41 @@ fn sound(file: &[u8], key: Option<&VolumeKey>) -> bool {
                 "{error:?}"
             );
             false
+        }
+    }
+}
+
+/// How a log came to be.
+#[derive(Clone, Copy, Debug)]
+enum Made {
+    Written,
+    Merged,
+    Salvaged,
+}
+
+fn made() -> impl Strategy<Value = Made> {
+    prop::sample::select(&[Made::Written, Made::Merged, Made::Salvaged][..])
+}
+
+impl Made {
+    /// Without the key, so that an encrypted log has provenance unless it was just written.
+    fn make(self, records: &[Timed], flavour: Flavour) -> Vec<u8> {
+        match self {
+            Self::Written => write_log(header(), records, flavour).0,
+            Self::Merged => {
+                let logs = chain(records, &[records.len() / 2], flavour);
+                let keyless: Vec<_> = logs
+                    .iter()
+                    .map(|log| Log::open(log.source(), None).unwrap())
+                    .collect();
+                merge(&keyless, Vec::new(), &flavour.options()).unwrap().0
+            }
+            Self::Salvaged => {
+                let (file, _) = write_log(header(), records, flavour);
+                salvage(&file[..file.len() - PAGE], Vec::new(), None)
+                    .unwrap()
+                    .0
+            }
         }
     }
 }
@@ -52,10 +89,11 @@ proptest! {
 
     #[test]
     fn any_flipped_bit_is_found(
-        records in records(20), flavour in flavour(),
+        records in records(20), flavour in flavour(), made in made(),
         bits in prop::collection::vec(any::<prop::sample::Index>(), 40),
     ) {
-        let (mut file, _) = write_log(header(), &records, flavour);
+        let mut file = made.make(&records, flavour);
+        prop_assert!(sound(&file, flavour.key().as_ref()) && sound(&file, None));
         for bit in bits {
             let bit = bit.index(file.len() * 8);
             file[bit / 8] ^= 1 << (bit % 8);
@@ -68,6 +106,30 @@ proptest! {
             prop_assert!(!matches!(scanned, Ok(Ending::Sealed(_))), "bit {bit} by the scanner");
             file[bit / 8] ^= 1 << (bit % 8);
         }
+    }
+
+    #[test]
+    fn a_flipped_bit_in_a_torn_log_ends_it_before_its_frame(
+        records in records(30), flavour in flavour(), bit in any::<prop::sample::Index>(),
+    ) {
+        let (file, _) = write_log(header(), &records, flavour);
+        let starts = frames_of(&file);
+        let mut torn = file[..starts[starts.len() - 1]].to_vec();
+        let bit = bit.index(torn.len() * 8);
+        torn[bit / 8] ^= 1 << (bit % 8);
+        let key = flavour.key();
+        prop_assert!(!sound(&torn, key.as_ref()));
+        let salvaged = salvage(&torn[..], Vec::new(), key.as_ref());
+        if bit / 8 < PAGE {
+            prop_assert!(salvaged.is_err(), "without its header nothing counts");
+            return Ok(());
+        }
+        let (out, salvaged) = salvaged.unwrap();
+        let whole = starts.iter().filter(|&&start| start <= bit / 8).count() - 1;
+        prop_assert_eq!(salvaged.cut.get() as usize, starts[whole]);
+        let (before, _) = scan(&file[..starts[whole]], key.as_ref());
+        let log = Log::open(&out, key.as_ref()).unwrap();
+        prop_assert_eq!(Model::by_index(&log), Model::of(VolumeSize::new(VOLUME), &before));
     }
 
     #[test]
@@ -194,6 +256,35 @@ fn some_records() -> Vec<Timed> {
     [write, zeroes]
         .map(|record| (record, Default::default()))
         .into()
+}
+
+#[test]
+fn another_key_is_refused_by_name() {
+    let (mut file, _) = write_log(header(), &some_records(), Flavour::Encrypted);
+    let key = Flavour::Encrypted.key().unwrap();
+    let other = VolumeKey::from_bytes([1; 32]);
+    let refused = [
+        Log::open(&file, Some(&other)).map(|_| ()).unwrap_err(),
+        Scanner::new(&file[..], Some(&other))
+            .map(|_| ())
+            .unwrap_err(),
+        salvage(&file[..], Vec::new(), Some(&other))
+            .map(|_| ())
+            .unwrap_err(),
+        check(&file, Some(&other)).map(|_| ()).unwrap_err(),
+    ];
+    for error in refused {
+        assert_eq!(error.kind(), ErrorKind::KeyWrong);
+        let said = error.to_string();
+        assert!(said.contains(&key.key_id().to_string()), "{said}");
+        assert!(said.contains(&other.key_id().to_string()), "{said}");
+    }
+    // A log that lies about its key's name: the cipher tells.
+    let name = std::mem::offset_of!(RawHeader, key);
+    file[name..name + 16].copy_from_slice(other.key_id().as_bytes());
+    forge::mend(&mut file);
+    let error = Log::open(&file, Some(&other)).map(|_| ()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Forged);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Flavour, Model, Timed, VOLUME, cases, chain, flavour, records};
+use common::{Flavour, Model, Timed, VOLUME, cases, chain, flavour, forge, records, tags};
 use hrl_format::record::{Record, Tag};
 use hrl_format::units::{ByteLen, VolumeSize};
 use hrl_format::{
@@ -43,7 +43,7 @@ proptest! {
         let last_log = logs.last().unwrap();
         let kept: Vec<Tag> = {
             // Tags of the last log alone can stay.
-            let of_last = last_log.tags().unwrap();
+            let of_last = tags(last_log);
             let tags = trailing(&records);
             tags[tags.len() - tags.len().min(of_last.len())..].to_vec()
         };
@@ -53,7 +53,7 @@ proptest! {
         let report = log.check().unwrap();
         prop_assert!(report.is_sound(), "{:?}", report.problems);
         prop_assert_eq!(Model::by_index(&log), expected.clone());
-        prop_assert_eq!(log.tags().unwrap(), kept.clone());
+        prop_assert_eq!(tags(&log), kept.clone());
         let all = records.iter().filter(|(record, _)| matches!(record, Record::Tag(_))).count();
         prop_assert_eq!(merged.dropped.len() + kept.len(), all);
         prop_assert_eq!(merged.header.chain_end(merged.seal.digest),
@@ -67,8 +67,8 @@ proptest! {
         prop_assert!(report.is_sound(), "{:?}", report.problems);
         prop_assert_eq!(report.proof, Proof::Whole);
         prop_assert_eq!(Model::by_index(&log), expected);
-        prop_assert_eq!(log.tags().unwrap(), kept);
-        prop_assert_eq!(merged.dropped.len() + log.tags().unwrap().len(), all);
+        prop_assert_eq!(tags(&log), kept);
+        prop_assert_eq!(merged.dropped.len() + tags(&log).len(), all);
     }
 
     #[test]
@@ -204,36 +204,4 @@ fn an_untrue_merge_is_told_by_the_key() {
         report.problems.first().map(|problem| problem.kind()),
         Some(ErrorKind::Forged)
     );
-}
-
-/// What one without the key can do to a file.
-mod forge {
-    use hrl_format::layout::{PAGE, PAGE_SUMMED, RawHeader, RawTrailer};
-    use sha2::{Digest, Sha256};
-    use zerocopy::{FromBytes, IntoBytes};
-
-    /// `file`, with the place in the chain that `other` has.
-    pub fn claim_to_be(file: &[u8], other: &[u8]) -> Vec<u8> {
-        let mut forged = file.to_vec();
-        let claimed = RawHeader::read_from_bytes(&other[..PAGE]).unwrap();
-        let mut header = RawHeader::read_from_bytes(&file[..PAGE]).unwrap();
-        header.stands_for = claimed.stands_for;
-        header.stands_for_seal = claimed.stands_for_seal;
-        header.last_epoch = claimed.last_epoch;
-        header
-            .crc
-            .set(crc32fast::hash(&header.as_bytes()[..PAGE_SUMMED]));
-        forged[..PAGE].copy_from_slice(header.as_bytes());
-        let last = file.len() - PAGE;
-        let mut trailer = RawTrailer::read_from_bytes(&file[last..]).unwrap();
-        let mut digest = Sha256::new();
-        digest.update(&forged[..PAGE]);
-        digest.update(&forged[trailer.directory.position.get() as usize..last]);
-        trailer.digest = digest.finalize().into();
-        trailer
-            .crc
-            .set(crc32fast::hash(&trailer.as_bytes()[..PAGE_SUMMED]));
-        forged[last..].copy_from_slice(trailer.as_bytes());
-        forged
-    }
 }

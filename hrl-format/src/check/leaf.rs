@@ -3,6 +3,8 @@
 
 use std::io;
 
+use zerocopy::FromBytes;
+
 use crate::error::{Error, Result};
 use crate::header::HeaderPage;
 use crate::layout::{HEADER_MAGIC, PAGE, RawTrailer};
@@ -10,13 +12,13 @@ use crate::log::Log;
 use crate::seal::Trailer;
 use crate::source::ReadAt;
 use crate::units::FileOffset;
-use zerocopy::FromBytes;
 
-/// A log that frames came from.
+/// A log that frames came from, by where its pages are: a file may have many.
+#[derive(Clone, Copy)]
 pub(super) struct Leaf {
-    pub header: HeaderPage,
-    // Where its pages behind the header are here, and how many; the last is its trailer.
-    at: FileOffset,
+    // Where its header is here.
+    header: FileOffset,
+    // How many pages follow its header; the last of them is its trailer.
     pages: u64,
     // Where they were in its own file. `None` if it was torn, and there are none.
     sections_at: Option<FileOffset>,
@@ -32,12 +34,10 @@ pub(super) fn leaves_of<R: ReadAt>(log: &Log<R>) -> Result<Vec<Leaf>> {
         log.source
             .read_exact_at(page.as_mut_slice(), at)
             .map_err(|error| Error::from_io("read the provenance", error).at(at))?;
-        let next = FileOffset::new(at.get() + PAGE as u64);
         if page.starts_with(&HEADER_MAGIC) {
-            let header = HeaderPage::decode(page.clone()).map_err(|error| error.at(at))?;
+            HeaderPage::decode(page.clone()).map_err(|error| error.at(at))?;
             leaves.push(Leaf {
-                header,
-                at: next,
+                header: at,
                 pages: 0,
                 sections_at: None,
             });
@@ -89,19 +89,17 @@ impl<R: ReadAt> ReadAt for LeafSource<'_, R> {
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], at: FileOffset) -> io::Result<()> {
-        let past_header = at.get().saturating_add(buffer.len() as u64) > PAGE as u64;
-        if !past_header {
-            return self.leaf.header.page.as_slice().read_exact_at(buffer, at);
-        }
-        let offset = at.get().checked_sub(self.sections_at.get());
-        let len = self.leaf.pages * PAGE as u64;
-        let inside = |offset: &u64| {
-            offset
-                .checked_add(buffer.len() as u64)
-                .is_some_and(|end| end <= len)
+        let end = at.get().saturating_add(buffer.len() as u64);
+        let (start, len) = (self.sections_at.get(), self.leaf.pages * PAGE as u64);
+        // The header is where the log begins; the frames are not there; all else follows it.
+        let behind = if end <= PAGE as u64 {
+            at.get()
+        } else if at.get() >= start && end - start <= len {
+            PAGE as u64 + (at.get() - start)
+        } else {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         };
-        let offset = offset.filter(inside).ok_or(io::ErrorKind::UnexpectedEof)?;
         self.source
-            .read_exact_at(buffer, FileOffset::new(self.leaf.at.get() + offset))
+            .read_exact_at(buffer, FileOffset::new(self.leaf.header.get() + behind))
     }
 }

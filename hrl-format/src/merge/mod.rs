@@ -138,47 +138,51 @@ impl Points {
         let mut dropped = Vec::new();
         let mut kept = Vec::new();
         for (number, log) in (1..).zip(logs) {
-            let marks: Vec<Mark> = log.marks().collect::<Result<_>>()?;
+            let marks = log.trailer.marks.entries;
             let end = if number == logs.len() {
-                trailing_tags(log, &marks)?
+                trailing_tags(log)?
             } else {
                 0
             };
-            let (before, at_end) = marks.split_at(marks.len() - end);
-            kept.extend_from_slice(at_end);
-            dropped.extend(before.iter().filter_map(|mark| match mark.detail {
-                MarkDetail::Tag(tag) => Some(tag.id),
-                MarkDetail::Resize(_) => None,
-            }));
+            kept.reserve_exact(end as usize);
+            for (n, mark) in (0..).zip(log.marks()) {
+                let mark = mark?;
+                match mark.detail {
+                    _ if n >= marks - end => kept.push(mark),
+                    MarkDetail::Tag(tag) => dropped.push(tag.id),
+                    MarkDetail::Resize(_) => {}
+                }
+            }
         }
         Ok(Self { kept, dropped })
     }
 }
 
 /// How many of the last marks are tags behind which no change follows.
-fn trailing_tags<R: ReadAt>(log: &Log<R>, marks: &[Mark]) -> Result<usize> {
-    let records_in = |frame: u64| -> Result<u32> {
-        let entry = log.trailer.directory.entry(&log.source, frame)?;
-        Ok(entry.map_or(0, |entry| entry.records.get()))
-    };
-    // The frame and the record in it behind which everything is a tag, from the end on.
-    let mut frame = u64::from(log.seal().frames);
-    let mut record = 0;
+fn trailing_tags<R: ReadAt>(log: &Log<R>) -> Result<u64> {
     let mut count = 0;
-    for mark in marks.iter().rev() {
-        if record == 0 {
-            let Some(before) = frame.checked_sub(1) else {
-                break;
-            };
-            (frame, record) = (before, records_in(before)?);
-        }
-        let here =
-            u64::from(mark.frame.get()) == frame && mark.record.checked_add(1) == Some(record);
-        if !here || !matches!(mark.detail, MarkDetail::Tag(_)) {
-            break;
-        }
-        record -= 1;
-        count += 1;
+    // Where a record would stand that follows the last tag at once.
+    let mut next = (0, 0);
+    for mark in log.marks() {
+        let mark = mark?;
+        let here = (u64::from(mark.frame.get()), mark.record);
+        count = match mark.detail {
+            MarkDetail::Tag(_) if here == next => count + 1,
+            MarkDetail::Tag(_) => 1,
+            MarkDetail::Resize(_) => 0,
+        };
+        next = behind(log, here)?;
     }
-    Ok(count)
+    let end = (u64::from(log.seal().frames), 0);
+    Ok(if next == end { count } else { 0 })
+}
+
+/// The frame and the record in it that come behind a record.
+fn behind<R: ReadAt>(log: &Log<R>, (frame, record): (u64, u32)) -> Result<(u64, u32)> {
+    let entry = log.trailer.directory.entry(&log.source, frame)?;
+    let records = entry.map_or(0, |entry| entry.records.get());
+    Ok(match record.checked_add(1) {
+        Some(next) if next < records => (frame, next),
+        _ => (frame + 1, 0),
+    })
 }

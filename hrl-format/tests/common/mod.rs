@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test uses a part")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+pub mod forge;
+
 use hrl_format::id::{GroupId, PointId, VolumeId};
 use hrl_format::record::{Consistency, Record, Root, Tag};
 use hrl_format::units::{ByteLen, ByteOffset, Epoch, Extent, FrameNumber, Timestamp, VolumeSize};
@@ -293,6 +295,11 @@ impl Model {
         }
         model
     }
+}
+
+/// A sealed log's recovery points.
+pub fn tags<R: ReadAt>(log: &Log<R>) -> Vec<Tag> {
+    log.tags().map(Result::unwrap).collect()
 }
 
 /// All records of a log, and how it ends.

@@ -156,14 +156,14 @@ impl VolumeReader {
         let Some(entry) = log else { return Ok(()) };
         let files = OpenFiles::default().into();
         let log = open_log(&self.folder, entry, &files, Some(key))?;
-        let tags = log
-            .log
-            .tags()
-            .map_err(|e| log.error("read the points of a log", e))?;
-        if let Some(tag) = tags.into_iter().find(|tag| tag.id == point.id) {
-            point.label = tag.label;
-            point.group = tag.group;
-            point.root = tag.root;
+        for tag in log.log.tags() {
+            let tag = tag.map_err(|e| log.error("read the points of a log", e))?;
+            if tag.id == point.id {
+                point.label = tag.label;
+                point.group = tag.group;
+                point.root = tag.root;
+                break;
+            }
         }
         Ok(())
     }
