@@ -10,7 +10,7 @@
 //! Files, not byte ranges of one: flock ends with the process that holds it, works on
 //! read-only filesystems, and `lsof` names the reader.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 
@@ -20,15 +20,17 @@ use super::catalogue::{Catalogue, View};
 use super::catalogue_file;
 use super::durable::{self, StoreFile};
 use super::layout::VolumeFolder;
-use crate::error::{Error, ErrorKind, Result};
+use super::lock::FileLock;
+use crate::error::{Error, ErrorKind, IoContext, Result};
 
 const TAKE: &str = "take a lease";
+const LOOK: &str = "look for readers";
 
 /// A reader's hold on a view and, unless it reads logs only, on a point.
 #[derive(Debug)]
 pub(super) struct Lease {
-    _view: Option<File>,
-    _point: Option<File>,
+    _view: Option<FileLock>,
+    _point: Option<FileLock>,
 }
 
 /// What a lease is wanted for.
@@ -90,7 +92,7 @@ pub(super) fn no_such_point(folder: &VolumeFolder, id: PointId) -> Error {
 }
 
 /// A shared lock; of a store on a read-only filesystem, where nothing can change, none.
-struct Shared(Option<File>);
+struct Shared(Option<FileLock>);
 
 /// Locks a lease file; `None` if the writer is just taking it away.
 fn share(path: &Path) -> Result<Option<Shared>> {
@@ -103,11 +105,8 @@ fn share(path: &Path) -> Result<Option<Shared>> {
         },
         Err(e) => return Err(Error::io(TAKE, e).path(path)),
     };
-    match file.try_lock_shared() {
-        Ok(()) => Ok(Some(Shared(Some(file)))),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(e)) => Err(Error::io(TAKE, e).path(path)),
-    }
+    let lock = FileLock::shared(file).at(TAKE, path)?;
+    Ok(lock.map(|lock| Shared(Some(lock))))
 }
 
 /// Like [`share`], but makes no file for a view that is no longer the current one.
@@ -150,17 +149,14 @@ pub(super) fn prepare(path: &Path) -> Result<()> {
 /// An exclusive lock on a lease file: no reader holds it, and none can take it.
 #[derive(Debug)]
 pub(super) struct Withdrawn {
-    _file: File,
+    _lock: FileLock,
 }
 
 /// Keeps readers away; `None` if one is there.
 pub(super) fn withdraw(path: &Path) -> Result<Option<Withdrawn>> {
-    let file = make(path).map_err(|e| Error::io("look for readers", e).path(path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(Withdrawn { _file: file })),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(e)) => Err(Error::io("look for readers", e).path(path)),
-    }
+    let file = make(path).at(LOOK, path)?;
+    let lock = FileLock::exclusive(file).at(LOOK, path)?;
+    Ok(lock.map(|lock| Withdrawn { _lock: lock }))
 }
 
 /// The points that somebody reads now, in the order of `catalogue`.
@@ -200,14 +196,10 @@ fn is_held(path: &Path) -> Result<bool> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(e) => return Err(Error::io("look for readers", e).path(path)),
+        Err(e) => return Err(Error::io(LOOK, e).path(path)),
     };
     // Let go at once: for that moment a reader that comes has to try again.
-    match file.try_lock() {
-        Ok(()) => Ok(false),
-        Err(TryLockError::WouldBlock) => Ok(true),
-        Err(TryLockError::Error(e)) => Err(Error::io("look for readers", e).path(path)),
-    }
+    Ok(FileLock::exclusive(file).at(LOOK, path)?.is_none())
 }
 
 /// Takes away the lease files of views before `current` that nobody holds, and returns the

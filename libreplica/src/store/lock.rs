@@ -1,18 +1,54 @@
-//! Exclusive locks: one writer for each volume, one maker of volumes for each store. The lock is
-//! on an open file (flock), so that it ends with the process, however that ends; the file
-//! holds the process id, for the error that another writer gets.
+//! Locks on open files (flock), so that they end with the process, however that ends. On them
+//! stand the exclusive locks here, one writer for each volume and one maker of volumes for each
+//! store, and the leases of readers (`lease.rs`).
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use super::durable::read_small;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
-/// An exclusive lock, held until dropped.
+/// A lock on an open file, held until dropped.
+///
+/// Dropping unlocks; closing the file would not be enough. A child that another thread of this process
+/// forks has a copy of every open file until it calls exec, and the lock would live on
+/// in that copy.
+#[derive(Debug)]
+pub(super) struct FileLock(File);
+
+impl FileLock {
+    /// Keeps everybody else away; `None` if somebody is there.
+    pub(super) fn exclusive(file: File) -> io::Result<Option<Self>> {
+        Self::held(file.try_lock(), file)
+    }
+
+    /// Keeps away those who want it for themselves; `None` if one is there.
+    pub(super) fn shared(file: File) -> io::Result<Option<Self>> {
+        Self::held(file.try_lock_shared(), file)
+    }
+
+    fn held(tried: Result<(), TryLockError>, file: File) -> io::Result<Option<Self>> {
+        match tried {
+            Ok(()) => Ok(Some(Self(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(e)) => Err(e),
+        }
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // If this fails, closing the file frees the lock, only later.
+        let _ = self.0.unlock();
+    }
+}
+
+/// An exclusive lock, held until dropped. The file holds the process id, for the error that
+/// another gets.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    _held: FileLock,
 }
 
 impl Lock {
@@ -23,21 +59,20 @@ impl Lock {
     pub(super) fn take(path: &Path, what: &'static str) -> Result<Self> {
         let mut options = OpenOptions::new();
         let open = options.read(true).write(true).create(true).truncate(false);
-        let mut file = open.open(path).at(what, path)?;
-        match file.try_lock() {
-            Ok(()) => {
+        let file = open.open(path).at(what, path)?;
+        match FileLock::exclusive(file).at(what, path)? {
+            Some(mut held) => {
                 // Only for people; the lock holds without it, also on a full disk.
-                let _ = file.set_len(0);
-                let _ = writeln!(file, "{}", std::process::id());
-                Ok(Self { _file: file })
+                let _ = held.0.set_len(0);
+                let _ = writeln!(held.0, "{}", std::process::id());
+                Ok(Self { _held: held })
             }
-            Err(TryLockError::WouldBlock) => Err(held(path, what)),
-            Err(TryLockError::Error(e)) => Err(Error::io(what, e).path(path)),
+            None => Err(holder_of(path, what)),
         }
     }
 }
 
-fn held(path: &Path, what: &'static str) -> Error {
+fn holder_of(path: &Path, what: &'static str) -> Error {
     let holder = read_small(path).ok().flatten().unwrap_or_default();
     let holder = String::from_utf8_lossy(&holder);
     let holder = match holder.trim() {
@@ -45,4 +80,26 @@ fn held(path: &Path, what: &'static str) -> Error {
         pid => format!("process {pid} holds it"),
     };
     Error::new(ErrorKind::Busy, what).path(path).detail(holder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FileLock;
+
+    #[test]
+    fn an_inherited_copy_does_not_keep_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        std::fs::write(&path, "").unwrap();
+        let open = || std::fs::File::open(&path).unwrap();
+        for take in [FileLock::exclusive, FileLock::shared] {
+            let file = open();
+            // The same open file, as a forked child has it.
+            let _copy = file.try_clone().unwrap();
+            let held = take(file).unwrap().unwrap();
+            assert!(FileLock::exclusive(open()).unwrap().is_none());
+            drop(held);
+            assert!(FileLock::exclusive(open()).unwrap().is_some());
+        }
+    }
 }

@@ -1,6 +1,9 @@
 //! What does not belong is refused, and said so: logs of other volumes and generations, forks, other
 //! keys, second writers.
 
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use hrl_format::VolumeKey;
 use hrl_format::id::{GenerationId, PointId};
 use hrl_format::record::{Consistency, Record, Tag};
@@ -173,6 +176,40 @@ fn one_writer_at_a_time() {
     says(&error, ErrorKind::Busy, &[std::process::id().to_string()]);
     drop(writer);
     history.writer();
+}
+
+#[test]
+fn locks_and_leases_end_while_other_threads_start_processes() {
+    let scratch = Scratch::in_memory();
+    let mut history = plain(&scratch, "store");
+    history.epoch(&mut history.writer());
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                Command::new("true").status().unwrap();
+            }
+        });
+        let _end = AtEnd(&ended);
+        for _ in 0..100 {
+            let mut writer = history.writer();
+            let mut epoch = writer.begin_epoch().unwrap();
+            history.point_with_root(&mut epoch);
+            writer.commit(epoch).unwrap();
+            let point = history.reader().point(PointSelector::Latest).unwrap();
+            drop(history.reader().open_point(point.id).unwrap());
+            assert_eq!(writer.leased_points().unwrap(), []);
+        }
+    });
+}
+
+/// Says so when it ends, also by a panic.
+struct AtEnd<'a>(&'a AtomicBool);
+
+impl Drop for AtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
