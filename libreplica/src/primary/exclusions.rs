@@ -62,6 +62,15 @@ impl Exclusions {
         }
     }
 
+    /// Calls `part` with each stretch of `extent` that is not left out, in order.
+    pub fn kept(&self, extent: Extent, mut part: impl FnMut(Extent)) {
+        self.split(extent, |stretch, left| {
+            if left == Left::In {
+                part(stretch);
+            }
+        });
+    }
+
     /// Reads `slice` of the source, piece by piece in order; what is left out comes as
     /// `None`, unread.
     ///

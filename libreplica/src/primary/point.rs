@@ -163,12 +163,22 @@ fn last_round(
     } else {
         read_frozen(parts, &mut tails, environment, plan)
     };
+    let moment = moment.and_then(|moment| still_settled(parts).map(|()| moment));
     for ((part, draft), tail) in parts.iter_mut().zip(drafts).zip(tails) {
         let geometry = part.member.geometry();
         let (source, sink) = part.member.live()?;
         tail.hand_over(source, draft, &geometry, &sink.function)?;
     }
     Ok(moment)
+}
+
+/// Whether what is left out of each volume was the same thing from the first round on.
+fn still_settled(parts: &mut [Part<'_>]) -> Result<()> {
+    for part in parts {
+        let config = part.volume.config();
+        part.member.live()?.0.is_settled(&config)?;
+    }
+    Ok(())
 }
 
 /// Reads the rest while the filesystems are frozen. Between freeze and thaw nothing is

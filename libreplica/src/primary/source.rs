@@ -7,13 +7,13 @@ use std::time::Instant;
 use hrl_format::units::Extent;
 
 use crate::capture::{AttachSpec, Disk, FolderId, Tracker};
-use crate::device::{BlockDevice, Layers};
+use crate::device::{BlockDevice, Layers, Swap};
 use crate::digest::DigestTree;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::geometry::{BlockNumber, Geometry};
 use crate::primary::config::VolumeConfig;
 use crate::primary::environment::Environment;
-use crate::primary::exclusions::{Exclusions, Left};
+use crate::primary::exclusions::Exclusions;
 use crate::primary::fingerprint;
 use crate::primary::lifecycle;
 use crate::primary::status::VolumeStatus;
@@ -29,6 +29,8 @@ pub struct Source {
     pub exclusions: Exclusions,
     /// Reads the device.
     pub reader: Reader,
+    /// The swap in use that `exclusions` goes by.
+    swap: Swap,
     tracker: Tracker,
     geometry: Geometry,
     memory: Option<AlignedMemory>,
@@ -99,10 +101,11 @@ impl Source {
         };
         let options = ReaderOptions::default();
         let reader = Reader::open(device.node(), device.logical_sector(), options)?;
-        let exclusions = current_exclusions(config, &device, &geometry)?;
+        let swap = Swap::on(&device)?;
         Ok(Self {
+            exclusions: exclusions(config, &swap, &geometry),
+            swap,
             device,
-            exclusions,
             reader,
             tracker,
             geometry,
@@ -149,20 +152,43 @@ impl Source {
     pub fn settle(&mut self, volume: &Volume, environment: &Environment) -> Result<()> {
         let config = volume.config();
         let before = Exclusions::new(&self.geometry, config.left_out());
-        self.exclusions = current_exclusions(&config, &self.device, &self.geometry)?;
+        self.swap = Swap::on(&self.device)?;
+        self.exclusions = exclusions(&config, &self.swap, &self.geometry);
         if before == self.exclusions {
             return Ok(());
         }
         for range in before.ranges() {
             let tracker = &mut self.tracker;
-            self.exclusions.split(*range, |part, left| {
-                if left == Left::In {
-                    tracker.mark(part);
-                }
-            });
+            self.exclusions.kept(*range, |part| tracker.mark(part));
+        }
+        for path in self.swap.unplaced() {
+            tracing::info!(volume = %volume.id(), path = %path.display(), "swap is copied like data");
         }
         let now = self.exclusions.ranges().to_vec();
         lifecycle::change_config(volume, environment, |config| config.set_left_out(&now))
+    }
+
+    /// Whether what is left out has been swap, or excluded, ever since [`Source::settle`].
+    /// A file that took the place of swap meanwhile would be missing in a point.
+    ///
+    /// # Errors
+    /// [`ErrorKind::State`] if not; or when swap areas cannot be found.
+    pub fn is_settled(&self, config: &VolumeConfig) -> Result<()> {
+        if self.swap.areas().is_empty() {
+            return Ok(());
+        }
+        // First what has changed and changed back, then what the kernel tells nobody: LVM
+        // has moved it.
+        if !self.swap.has_changed()? {
+            let now = exclusions(config, &Swap::on(&self.device)?, &self.geometry);
+            if now == self.exclusions {
+                return Ok(());
+            }
+        }
+        Err(Error::new(ErrorKind::State, "make a point")
+            .path(self.device.path())
+            .detail("swap was switched on or off meanwhile")
+            .advice("it is tried again by itself"))
     }
 
     /// Starts a round: what was dirty is this round's; what is written from now on is the
@@ -208,12 +234,8 @@ impl Source {
     /// Calls `take` with each stretch of this round that is not left out.
     pub fn each_dirty(&self, mut take: impl FnMut(Extent)) {
         for run in self.tracker.round().runs() {
-            self.exclusions
-                .split(self.geometry.extent_of(run), |part, left| {
-                    if left == Left::In {
-                        take(part);
-                    }
-                });
+            let extent = self.geometry.extent_of(run);
+            self.exclusions.kept(extent, &mut take);
         }
     }
 
@@ -225,11 +247,7 @@ impl Source {
         let (tracker, exclusions, geometry) = (&self.tracker, &self.exclusions, &self.geometry);
         let extents = tracker.round().runs().flat_map(|run| {
             let mut parts = Vec::new();
-            exclusions.split(geometry.extent_of(run), |part, left| {
-                if left == Left::In {
-                    parts.push(part);
-                }
-            });
+            exclusions.kept(geometry.extent_of(run), |part| parts.push(part));
             parts
         });
         let mut pieces = self.reader.pieces(extents);
@@ -300,12 +318,26 @@ impl Source {
     fn has_dirty(&self) -> bool {
         self.tracker.pending().runs().any(|run| {
             let mut counts = false;
-            self.exclusions
-                .split(self.geometry.extent_of(run), |_, left| {
-                    counts |= left == Left::In
-                });
+            let extent = self.geometry.extent_of(run);
+            self.exclusions.kept(extent, |_| counts = true);
             counts
         })
+    }
+
+    /// What waits to be shipped. Between two epochs all of that is in the next round.
+    fn dirty_bytes(&self) -> u64 {
+        if self.exclusions.ranges().is_empty() {
+            let blocks = self.tracker.dirty_blocks();
+            let bytes = blocks * u64::from(self.geometry.block.get());
+            return bytes.min(self.geometry.size.get());
+        }
+        let mut bytes = 0;
+        for run in self.tracker.pending().runs() {
+            let extent = self.geometry.extent_of(run);
+            self.exclusions
+                .kept(extent, |part| bytes += part.len().get());
+        }
+        bytes
     }
 
     /// Whether a block waits to be shipped.
@@ -349,9 +381,7 @@ impl Source {
 
     /// Writes what the kernel knows into `status`.
     pub fn describe(&self, status: &mut VolumeStatus) {
-        let blocks = self.tracker.dirty_blocks();
-        status.dirty_bytes =
-            (blocks * u64::from(self.geometry.block.get())).min(self.geometry.size.get());
+        status.dirty_bytes = self.dirty_bytes();
         // A device that is gone has no counters; the last ones stay.
         if let Ok(counters) = self.tracker.counters() {
             status.counters.writes_seen = counters.submitted;
@@ -394,16 +424,8 @@ fn open(config: &VolumeConfig) -> Result<BlockDevice> {
     Ok(device)
 }
 
-/// What the operator named, and what is active swap now.
-fn current_exclusions(
-    config: &VolumeConfig,
-    device: &BlockDevice,
-    geometry: &Geometry,
-) -> Result<Exclusions> {
-    let swap: Vec<Extent> = Vec::new();
-    let _ = device;
-    Ok(Exclusions::new(
-        geometry,
-        config.excluded().into_iter().chain(swap),
-    ))
+/// What the operator named, and the swap in use.
+fn exclusions(config: &VolumeConfig, swap: &Swap, geometry: &Geometry) -> Exclusions {
+    let named = config.excluded().into_iter();
+    Exclusions::new(geometry, named.chain(swap.bodies()))
 }

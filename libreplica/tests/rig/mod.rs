@@ -227,7 +227,9 @@ impl Swapping {
 
     /// Over an area that `mkswap` has made.
     pub fn over(path: &Path) -> Self {
-        run("swapon", &[path]);
+        // Before whatever else this machine has.
+        let first = ["--priority".as_ref(), "32767".as_ref(), path.as_os_str()];
+        run("swapon", &first);
         Self {
             path: path.to_owned(),
         }
