@@ -77,7 +77,9 @@ fn a_resized_disk_and_another_under_its_number_are_told_apart() {
     let error = device.still_there().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Resized);
     assert!(
-        error.to_string().contains("25165824 bytes, was 16777216"),
+        error
+            .to_string()
+            .contains("25165824 bytes, and had 16777216"),
         "{error}"
     );
 
@@ -134,7 +136,7 @@ fn what_cannot_be_protected_is_refused_by_name() {
     .trim()
         == "0"
     {
-        assert_eq!(refused(&free, "no medium"), ErrorKind::Invalid);
+        assert_eq!(refused(&free, "no medium"), ErrorKind::NotFound);
     }
 }
 

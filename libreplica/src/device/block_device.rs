@@ -77,8 +77,8 @@ impl BlockDevice {
     /// The disk that `path` names, through whatever links.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] if there is nothing; [`ErrorKind::Invalid`] if it is no block
-    /// device, a partition, one path of a multipath disk, or has no medium;
+    /// [`ErrorKind::NotFound`] if there is nothing, or no medium; [`ErrorKind::Invalid`] if
+    /// it is no block device, a partition, or one path of a multipath disk;
     /// [`ErrorKind::Kernel`] or [`ErrorKind::Unsupported`] if writes to it cannot all be
     /// seen (page I/O before kernel 6.3, DAX). Each says what to name or do instead.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
@@ -99,7 +99,7 @@ impl BlockDevice {
         refuse::partition(path, &folder)?;
         let size = VolumeSize::new(sysfs::number(&folder, "size")? * SYSFS_SECTOR);
         if size == VolumeSize::default() {
-            return Err(Error::new(ErrorKind::Invalid, OPERATION)
+            return Err(Error::new(ErrorKind::NotFound, OPERATION)
                 .path(path)
                 .detail("it has no medium: its size is 0")
                 .advice("attach or initialise it first"));
@@ -271,7 +271,8 @@ impl BlockDevice {
                 .detail("its medium is gone")),
             _ if size != self.size.get() => Err(Error::new(ErrorKind::Resized, OPERATION)
                 .path(&self.path)
-                .detail(format!("{size} bytes, was {}", self.size))),
+                .detail(format!("it has {size} bytes, and had {}", self.size))
+                .advice("give it its size back; or unprotect the volume and protect it anew")),
             _ => Ok(()),
         }
     }

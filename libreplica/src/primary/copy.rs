@@ -36,17 +36,16 @@ pub fn baseline(volume: &Volume, member: &mut Member) -> Result<()> {
     while let Some(slice) = next_slice(&geometry, at) {
         volume.pass_or_stop()?;
         show(volume, VolumeState::Baseline, "first copy", at, &geometry);
-        source
-            .exclusions
-            .read(&geometry, slice, &mut source.reader, |extent, data| {
-                for (block, bytes) in blocks(&geometry, extent, data) {
-                    update.set(block, Some(leaf(&function, block, &bytes)))?;
-                }
-                match data {
-                    Some(data) if !is_zero(data) => image.write(extent.offset(), data),
-                    _ => image.zeroes(extent),
-                }
-            })?;
+        let exclusions = source.exclusions.clone();
+        exclusions.read(&geometry, slice, source.reader()?, |extent, data| {
+            for (block, bytes) in blocks(&geometry, extent, data) {
+                update.set(block, Some(leaf(&function, block, &bytes)))?;
+            }
+            match data {
+                Some(data) if !is_zero(data) => image.write(extent.offset(), data),
+                _ => image.zeroes(extent),
+            }
+        })?;
         at = slice.end();
     }
     update.finish()?;
@@ -114,44 +113,43 @@ fn compare_slice(
     draft: &mut EpochDraft,
 ) -> Result<()> {
     let function = &sink.function;
-    source
-        .exclusions
-        .read(geometry, slice, &mut source.reader, |extent, data| {
-            // An excluded range is not copied: the image holds zeroes there, or what was
-            // copied before it was excluded.
-            let Some(data) = data else { return Ok(()) };
-            let Some(run) = geometry.run_of(extent) else {
-                return Ok(());
-            };
-            let mut differing: Option<Extent> = None;
-            let known = sink
-                .tree
-                .leaves(run)
-                .map(|known| known.map(|(_, leaf)| leaf));
-            for ((block, bytes), known) in blocks(geometry, extent, Some(data)).zip(known) {
-                if known? == Some(leaf(function, block, &bytes)) {
-                    continue;
+    let exclusions = source.exclusions.clone();
+    exclusions.read(geometry, slice, source.reader()?, |extent, data| {
+        // An excluded range is not copied: the image holds zeroes there, or what was
+        // copied before it was excluded.
+        let Some(data) = data else { return Ok(()) };
+        let Some(run) = geometry.run_of(extent) else {
+            return Ok(());
+        };
+        let mut differing: Option<Extent> = None;
+        let known = sink
+            .tree
+            .leaves(run)
+            .map(|known| known.map(|(_, leaf)| leaf));
+        for ((block, bytes), known) in blocks(geometry, extent, Some(data)).zip(known) {
+            if known? == Some(leaf(function, block, &bytes)) {
+                continue;
+            }
+            let here = geometry.extent_of(Run {
+                start: block,
+                end: BlockNumber::new(block.get() + 1),
+            });
+            differing = match differing {
+                Some(before) if before.end() == here.offset() => {
+                    Some(Extent::between(before.offset(), here.end()))
                 }
-                let here = geometry.extent_of(Run {
-                    start: block,
-                    end: BlockNumber::new(block.get() + 1),
-                });
-                differing = match differing {
-                    Some(before) if before.end() == here.offset() => {
-                        Some(Extent::between(before.offset(), here.end()))
-                    }
-                    Some(before) => {
-                        draft.add(geometry, function, before, part(extent, data, before))?;
-                        Some(here)
-                    }
-                    None => Some(here),
-                };
-            }
-            match differing {
-                Some(last) => draft.add(geometry, function, last, part(extent, data, last)),
-                None => Ok(()),
-            }
-        })
+                Some(before) => {
+                    draft.add(geometry, function, before, part(extent, data, before))?;
+                    Some(here)
+                }
+                None => Some(here),
+            };
+        }
+        match differing {
+            Some(last) => draft.add(geometry, function, last, part(extent, data, last)),
+            None => Ok(()),
+        }
+    })
 }
 
 /// The bytes of `inner` out of `data`, which was read from `outer`.

@@ -108,7 +108,7 @@ fn can_make_a_point(volume: &Volume) -> Result<()> {
     match (&config.phase, config.shipping) {
         (Phase::Baseline, _) => refuse(
             ErrorKind::ResyncNeeded,
-            format!("the first copy of {} has not ended", config.name),
+            format!("the baseline (first copy) of {} has not ended", config.name),
             "its end is the first point; `replica status` shows how far it is",
         ),
         (Phase::Resync { cause }, _) => refuse(

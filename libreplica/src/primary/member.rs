@@ -76,13 +76,12 @@ impl Member {
                 .map(|sink| self.sink = Some(sink)),
         };
         if self.source.is_none() {
-            let tree = self.sink.as_ref().map(|sink| &sink.tree);
-            let (source, loss) = Source::bring_up(&volume.config(), environment, tree)?;
+            let note = |cause: &str| lifecycle::needs_resync(volume, environment, cause);
+            // Without the image nobody can say whether it is the same disk.
+            let Some(up) = &self.sink else { return sink };
+            let source = Source::bring_up(&volume.config(), environment, &up.tree, note)?;
             self.geometry = source.geometry();
             self.source = Some(source);
-            if let Some(loss) = loss {
-                lifecycle::needs_resync(volume, environment, &loss)?;
-            }
         }
         self.note_loss(volume, environment)?;
         if let Some(source) = &mut self.source {
@@ -123,6 +122,13 @@ impl Member {
     pub fn drop_sides(&mut self) {
         self.source = None;
         self.sink = None;
+    }
+
+    /// Lets go of the device until it is read again.
+    pub fn rest(&mut self) {
+        if let Some(source) = &mut self.source {
+            source.rest();
+        }
     }
 
     /// What was read and not brought home is dirty again.

@@ -20,6 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::primary::draft::EpochDraft;
 use crate::primary::environment::Environment;
 use crate::primary::hooks::Hooks;
+use crate::primary::lifecycle;
 use crate::primary::member::Member;
 use crate::primary::spec::PointOptions;
 use crate::primary::status::PointSummary;
@@ -31,8 +32,9 @@ use crate::primary::volume::Volume;
 const ROUNDS_MAX: u32 = 8;
 /// Little enough, over all members, to be read while frozen.
 const FEW_BYTES: u64 = 4 << 20;
-/// How long a source with nothing to freeze may take to have a quiet moment.
-const QUIET_LIMIT: Duration = Duration::from_secs(20);
+/// The longest pause between two looks for a quiet moment of a source that has nothing to
+/// freeze: under load without a gap, every look ships what changed since the last.
+const LOOK_AGAIN_MAX: Duration = Duration::from_secs(1);
 
 /// One volume of the point, with its member held.
 pub struct Part<'a> {
@@ -153,16 +155,14 @@ fn last_round(
     plan: &Plan,
     deadline: Instant,
 ) -> Result<Result<Timestamp>> {
+    if plan.filesystems.is_empty() {
+        return quiet_moment(parts, drafts, deadline);
+    }
     let mut tails = parts
         .iter_mut()
         .map(|part| Tail::prepare(part.member.live()?.0))
         .collect::<Result<Vec<_>>>()?;
-    let moment = if plan.filesystems.is_empty() {
-        let until = deadline.min(Instant::now() + QUIET_LIMIT);
-        read_tails(parts, &mut tails, until)
-    } else {
-        read_frozen(parts, &mut tails, environment, plan)
-    };
+    let moment = read_frozen(parts, &mut tails, environment, plan);
     let moment = moment.and_then(|moment| still_settled(parts).map(|()| moment));
     for ((part, draft), tail) in parts.iter_mut().zip(drafts).zip(tails) {
         let geometry = part.member.geometry();
@@ -179,6 +179,40 @@ fn still_settled(parts: &mut [Part<'_>]) -> Result<()> {
         part.member.live()?.0.is_settled(&config)?;
     }
     Ok(())
+}
+
+/// With nothing to freeze: rounds until one ends with nothing dirty and nothing in flight.
+/// A write marks its blocks when it is submitted and again when it ends, so that none can
+/// hide between the two looks.
+fn quiet_moment(
+    parts: &mut [Part<'_>],
+    drafts: &mut [EpochDraft],
+    until: Instant,
+) -> Result<Result<Timestamp>> {
+    let mut pause = Duration::from_micros(100);
+    loop {
+        let mut quiet = true;
+        for part in parts.iter_mut() {
+            quiet &= part.member.live()?.0.is_quiet()?;
+        }
+        if quiet {
+            return Ok(Ok(Timestamp::now()));
+        }
+        if Instant::now() >= until || parts.iter().any(|part| part.volume.is_stopping()) {
+            return Ok(Err(no_quiet_moment()));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LOOK_AGAIN_MAX);
+        for (part, draft) in parts.iter_mut().zip(&mut *drafts) {
+            round(part, draft)?;
+        }
+    }
+}
+
+fn no_quiet_moment() -> Error {
+    Error::new(ErrorKind::TimedOut, "make a point")
+        .detail("there was no moment without writes within the limit, and no filesystem to freeze")
+        .advice("what changed is shipped; a point is tried again at the next interval")
 }
 
 /// Reads the rest while the filesystems are frozen. Between freeze and thaw nothing is
@@ -215,6 +249,9 @@ fn rounds(
             filesystem.sync()?;
         }
         let mut read = 0;
+        for part in parts.iter_mut() {
+            part.member.live()?.0.sync()?;
+        }
         for (part, draft) in parts.iter_mut().zip(&mut *drafts) {
             read += round(part, draft)?;
         }
@@ -259,7 +296,7 @@ fn read_tails(parts: &mut [Part<'_>], tails: &mut [Tail], until: Instant) -> Res
         }
         if Instant::now() >= until {
             return Err(Error::new(ErrorKind::TimedOut, "make a point")
-                .detail("there was no moment without writes within the limit")
+                .detail("writes went on under the freeze, past its limit")
                 .advice("it is tried again at the next interval"));
         }
     }
@@ -306,8 +343,10 @@ fn finish(
         }
         source.acknowledge()?;
         part.member.caught_up_to(began);
-        part.volume
-            .publish(|status| status.counters.bytes_shipped += shipped);
+        part.volume.publish(|status| {
+            status.counters.bytes_shipped += shipped;
+            lifecycle::show_that_it_ships(status);
+        });
     }
     moment.map(|_| made)
 }

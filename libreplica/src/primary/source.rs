@@ -7,7 +7,7 @@ use std::time::Instant;
 use hrl_format::units::Extent;
 
 use crate::capture::{AttachSpec, Disk, FolderId, Tracker};
-use crate::device::{BlockDevice, Layers, Swap};
+use crate::device::{BlockDevice, Layers, OpenFor, Swap};
 use crate::digest::DigestTree;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::geometry::{BlockNumber, Geometry};
@@ -27,8 +27,7 @@ pub struct Source {
     pub device: BlockDevice,
     /// What is left out of the copy.
     pub exclusions: Exclusions,
-    /// Reads the device.
-    pub reader: Reader,
+    reader: Option<Reader>,
     /// The swap in use that `exclusions` goes by.
     swap: Swap,
     tracker: Tracker,
@@ -53,60 +52,53 @@ impl Source {
         Self::with(config, device, tracker)
     }
 
-    /// Opens the device and takes its tracking up again. The text, if there is one, says
-    /// why changes may have been missed: a resync is needed.
+    /// Opens the device and takes its tracking up again. If changes may have been missed,
+    /// `note` is given the cause, and must make it durable, before anything is attached
+    /// anew: a killed agent must not find new tracking and take it for the old.
     ///
     /// # Errors
     /// [`ErrorKind::Vanished`] when the device is gone, or another is in its place;
-    /// [`ErrorKind::Resized`] when its size changed; else what failed.
+    /// [`ErrorKind::Resized`] when its size changed; what `note` returned; else what failed.
     pub fn bring_up(
         config: &VolumeConfig,
         environment: &Environment,
-        tree: Option<&DigestTree>,
-    ) -> Result<(Self, Option<String>)> {
+        tree: &DigestTree,
+        note: impl FnOnce(&str) -> Result<()>,
+    ) -> Result<Self> {
         let device = open(config)?;
         let spec = spec(config, &device, environment)?;
-        let (tracker, loss) = match Tracker::adopt(&spec) {
-            Ok(tracker) => (tracker, None),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let tracker = Tracker::attach(&spec)?;
-                (
-                    tracker,
-                    Some("tracking was not attached: pins lost, or the machine was restarted"),
-                )
+        let cause = match Tracker::adopt(&spec) {
+            Ok(tracker) => {
+                let mut source = Self::with(config, device, tracker)?;
+                // What a killed agent had taken out of the bitmaps and not brought home.
+                source.tracker.reclaim();
+                return Ok(source);
             }
-            Err(error) if error.kind() == ErrorKind::Vanished => {
-                environment.remove_pins(config.id)?;
-                (
-                    Tracker::attach(&spec)?,
-                    Some("the device was gone and has come back"),
-                )
-            }
-            Err(error) => return Err(error),
+            Err(error) => match error.kind() {
+                ErrorKind::NotFound => {
+                    "tracking was not attached: pins lost, or the machine was restarted".to_owned()
+                }
+                ErrorKind::Vanished => "the device was gone and has come back".to_owned(),
+                ErrorKind::Damaged | ErrorKind::Unsupported => {
+                    format!("tracking could not be taken up: {error}")
+                }
+                _ => return Err(error),
+            },
         };
-        let mut source = Self::with(config, device, tracker)?;
-        if loss.is_some() {
-            source.must_be_the_same_disk(config, tree)?;
-        }
-        // What a killed agent had taken out of the bitmaps and not brought home.
-        source.tracker.reclaim();
-        Ok((source, loss.map(str::to_owned)))
+        must_be_the_same_disk(config, &device, tree)?;
+        note(&cause)?;
+        environment.remove_pins(config.id)?;
+        Self::with(config, device, Tracker::attach(&spec)?)
     }
 
     fn with(config: &VolumeConfig, device: BlockDevice, tracker: Tracker) -> Result<Self> {
-        let geometry = Geometry {
-            size: device.size(),
-            block: config.block(),
-            sector: device.logical_sector(),
-        };
-        let options = ReaderOptions::default();
-        let reader = Reader::open(device.node(), device.logical_sector(), options)?;
+        let geometry = geometry(config, &device);
         let swap = Swap::on(&device)?;
         Ok(Self {
             exclusions: exclusions(config, &swap, &geometry),
             swap,
             device,
-            reader,
+            reader: None,
             tracker,
             geometry,
             memory: None,
@@ -115,21 +107,34 @@ impl Source {
         })
     }
 
-    /// A disk that was out of sight is taken for the same only if it looks the same.
-    fn must_be_the_same_disk(
-        &mut self,
-        config: &VolumeConfig,
-        tree: Option<&DigestTree>,
-    ) -> Result<()> {
-        let Some(tree) = tree else { return Ok(()) };
-        if fingerprint::agrees(&mut self.reader, &self.geometry, tree)? {
-            return Ok(());
+    /// Reads the device, which is held open until [`Self::rest`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Vanished`] or [`ErrorKind::Resized`] when it is not the disk that was
+    /// attached to; else as open(2).
+    pub fn reader(&mut self) -> Result<&mut Reader> {
+        if self.reader.is_none() {
+            self.reader = Some(open_reader(&self.device)?);
         }
-        Err(Error::new(ErrorKind::Vanished, "take up the device")
-            .path(&config.device)
-            .volume(config.id)
-            .detail("another disk is in its place: almost nothing on it is as it was")
-            .advice("bring the disk back; or unprotect the volume and protect what is there now"))
+        self.reader
+            .as_mut()
+            .ok_or_else(|| Error::new(ErrorKind::State, "read the device").path(self.device.path()))
+    }
+
+    /// Lets go of the device until it is read again. A disk that somebody holds open can
+    /// be neither detached nor reset, and a detached one would live on unseen.
+    pub fn rest(&mut self) {
+        self.reader = None;
+    }
+
+    /// Writes what the kernel holds of the device in memory: what was written to the
+    /// device itself, through no filesystem.
+    ///
+    /// # Errors
+    /// What the device failed with.
+    pub fn sync(&self) -> Result<()> {
+        let node = self.device.open_node(OpenFor::BufferedRead)?;
+        node.sync_all().at("flush the device", self.device.path())
     }
 
     /// The volume's size and units.
@@ -244,13 +249,17 @@ impl Source {
     /// # Errors
     /// What the device failed with, or `take` returned.
     pub fn read_round(&mut self, mut take: impl FnMut(Extent, &[u8]) -> Result<()>) -> Result<()> {
+        self.reader()?;
         let (tracker, exclusions, geometry) = (&self.tracker, &self.exclusions, &self.geometry);
         let extents = tracker.round().runs().flat_map(|run| {
             let mut parts = Vec::new();
             exclusions.kept(geometry.extent_of(run), |part| parts.push(part));
             parts
         });
-        let mut pieces = self.reader.pieces(extents);
+        let Some(reader) = &mut self.reader else {
+            return Ok(());
+        };
+        let mut pieces = reader.pieces(extents);
         while let Some((extent, data)) = pieces.next()? {
             take(extent, data)?;
         }
@@ -309,6 +318,7 @@ impl Source {
     /// When a filesystem cannot be flushed, or the device is gone.
     pub fn is_unchanged(&self) -> Result<bool> {
         self.still_there()?;
+        self.sync()?;
         for filesystem in Layers::above(&[&self.device])?.filesystems() {
             filesystem.sync()?;
         }
@@ -363,7 +373,8 @@ impl Source {
 
     /// Bytes of that memory that an extent takes.
     pub fn room_for(&self, extent: Extent) -> u64 {
-        self.reader.room_for(extent).get()
+        let sector = u64::from(self.geometry.sector.get());
+        extent.len().get().next_multiple_of(sector)
     }
 
     /// Gives the memory back for the next point.
@@ -389,6 +400,39 @@ impl Source {
             status.counters.widened = counters.widened.iter().map(|(_, times)| times).sum();
         }
     }
+}
+
+/// A disk that was out of sight is taken for the same only if it looks the same.
+fn must_be_the_same_disk(
+    config: &VolumeConfig,
+    device: &BlockDevice,
+    tree: &DigestTree,
+) -> Result<()> {
+    let mut reader = open_reader(device)?;
+    if fingerprint::agrees(&mut reader, &geometry(config, device), tree)? {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Vanished, "take up the device")
+        .path(&config.device)
+        .volume(config.id)
+        .detail("another disk is in its place: almost nothing on it is as it was")
+        .advice("bring the disk back; or unprotect the volume and protect what is there now"))
+}
+
+fn geometry(config: &VolumeConfig, device: &BlockDevice) -> Geometry {
+    Geometry {
+        size: device.size(),
+        block: config.block(),
+        sector: device.logical_sector(),
+    }
+}
+
+fn open_reader(device: &BlockDevice) -> Result<Reader> {
+    let options = ReaderOptions::default();
+    let reader = Reader::open(device.node(), device.logical_sector(), options)?;
+    // Once it is open it stays the same disk.
+    device.still_there()?;
+    Ok(reader)
 }
 
 fn spec(

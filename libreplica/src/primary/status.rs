@@ -134,6 +134,9 @@ pub struct PointSummary {
     pub consistency: String,
     /// What the operator called it; empty if nothing.
     pub label: String,
+    /// What it shares with the points of other volumes that were made in the same moment;
+    /// null for a point of its own.
+    pub group: Option<String>,
     /// Bytes that its epoch takes in the store.
     pub bytes: u64,
 }
@@ -215,6 +218,7 @@ impl From<&Point> for PointSummary {
             time: rfc3339(point.time),
             consistency: point.consistency.as_str().to_owned(),
             label: point.label.clone(),
+            group: point.group.map(|group| group.to_string()),
             bytes: point.bytes.get(),
         }
     }

@@ -41,6 +41,7 @@ impl Tail {
     /// # Errors
     /// When there is none.
     pub fn prepare(source: &mut Source) -> Result<Self> {
+        source.reader()?;
         let memory = source.take_memory(TAIL_BYTES)?;
         Ok(Self {
             memory,
@@ -92,7 +93,9 @@ impl Tail {
                 ))
                 .advice("it is tried again at the next interval"));
         }
-        source.reader.read_into(&self.extents, &mut self.memory)?;
+        source
+            .reader()?
+            .read_into(&self.extents, &mut self.memory)?;
         source.finish_round();
         self.outcome = Outcome::Whole;
         Ok(())

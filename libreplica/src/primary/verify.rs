@@ -37,13 +37,14 @@ pub fn verify(volume: &Arc<Volume>, environment: &Environment) -> Result<VerifyS
         if volume.config().phase != Phase::Replicating {
             return Err(Error::new(ErrorKind::ResyncNeeded, "verify the volume")
                 .volume(volume.id())
-                .detail("its first copy or a resync has not ended")
+                .detail("its baseline (first copy) or a resync has not ended")
                 .advice("`replica status` shows how far it is"));
         }
         let mut member = volume.member_until(Instant::now() + PATIENCE)?;
         member.bring_up(volume, environment)?;
         let geometry = member.geometry();
         let Some(slice) = next_slice(&geometry, at) else {
+            member.rest();
             return Ok(summary);
         };
         let (source, sink) = member.live()?;
@@ -66,7 +67,7 @@ fn compare(
     let mut expected = vec![0; READ as usize];
     let mut suspects = Vec::new();
     let exclusions = source.exclusions.clone();
-    exclusions.read(geometry, slice, &mut source.reader, |extent, data| {
+    exclusions.read(geometry, slice, source.reader()?, |extent, data| {
         let Some(data) = data else { return Ok(()) };
         summary.bytes_compared += extent.len().get();
         let expected = &mut expected[..data.len()];
@@ -107,7 +108,7 @@ fn differs_for_good(
     image.read_at(extent.offset(), &mut expected)?;
     for _ in 0..LOOKS {
         let same = {
-            let mut pieces = source.reader.pieces([extent]);
+            let mut pieces = source.reader()?.pieces([extent]);
             let mut same = true;
             let mut at = 0;
             while let Some((_, data)) = pieces.next()? {

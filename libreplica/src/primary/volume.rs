@@ -89,9 +89,9 @@ impl Volume {
         *locked(&self.point_made)
     }
 
-    /// A point was made.
-    pub fn set_point_made(&self, when: Instant) {
-        *locked(&self.point_made) = Some(when);
+    /// A point was made; `None` if one is due at once, whatever was made before.
+    pub fn set_point_made(&self, when: Option<Instant>) {
+        *locked(&self.point_made) = when;
     }
 
     /// Its status as last published.

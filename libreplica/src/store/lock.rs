@@ -3,7 +3,7 @@
 //! store, and the leases of readers (`lease.rs`).
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use super::durable::read_small;
@@ -57,14 +57,16 @@ impl Lock {
     /// # Errors
     /// [`ErrorKind::Busy`] with the holder's process id.
     pub(super) fn take(path: &Path, what: &'static str) -> Result<Self> {
+        // Held open for reading only: a file open for writing would keep the filesystem from
+        // being remounted read-only as long as the daemon runs.
         let mut options = OpenOptions::new();
-        let open = options.read(true).write(true).create(true).truncate(false);
-        let file = open.open(path).at(what, path)?;
+        options.write(true).create(true).truncate(false);
+        drop(options.open(path).at(what, path)?);
+        let file = File::open(path).at(what, path)?;
         match FileLock::exclusive(file).at(what, path)? {
-            Some(mut held) => {
+            Some(held) => {
                 // Only for people; the lock holds without it, also on a full disk.
-                let _ = held.0.set_len(0);
-                let _ = writeln!(held.0, "{}", std::process::id());
+                let _ = std::fs::write(path, format!("{}\n", std::process::id()));
                 Ok(Self { _held: held })
             }
             None => Err(holder_of(path, what)),

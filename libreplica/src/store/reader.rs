@@ -15,6 +15,7 @@ use super::point_reader::PointReader;
 use super::sources::{OpenFiles, open_log};
 use super::writer::{check_key, key_missing};
 use crate::error::{Error, ErrorKind, Result};
+use crate::time::rfc3339;
 
 /// Which recovery point is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +111,7 @@ impl VolumeReader {
             PointSelector::AtOrBefore(time) => {
                 let mut newest_first = catalogue.points.iter().rev();
                 let found = newest_first.find(|point| point.time <= time);
-                (found, "none is as old as that".to_owned())
+                (found, format!("none is as old as {}", rfc3339(time)))
             }
         };
         let none = || {
