@@ -112,8 +112,8 @@ fn pins_of_others_are_refused() {
     let tracked = listed[0].tracked.as_ref().unwrap();
     assert_eq!(listed[0].volume, pinned.spec.volume);
     assert_eq!(tracked.folder, pinned.spec.folder);
-    assert_eq!(tracked.name, pinned.spec.disk.name);
-    assert_eq!(tracked.diskseq, pinned.spec.disk.diskseq);
+    assert_eq!(tracked.name, pinned.spec.disk.name());
+    assert_eq!(tracked.diskseq, pinned.spec.disk.diskseq());
     assert_eq!(tracked.geometry, pinned.spec.geometry());
     let kind = |pinned: &Pinned| Tracker::adopt(&pinned.spec).unwrap_err().kind();
 
@@ -130,9 +130,8 @@ fn pins_of_others_are_refused() {
     disk.attach_again();
     assert_eq!(tracker.swap().unwrap_err().kind(), ErrorKind::Vanished);
     assert_eq!(kind(&pinned), ErrorKind::Vanished);
-    pinned.spec.disk = libreplica::capture::Disk::open(&disk.path).unwrap();
-    assert_eq!(pinned.spec.disk.major, before.major);
-    assert_eq!(pinned.spec.disk.minor, before.minor);
+    pinned.spec.disk = libreplica::device::BlockDevice::open(&disk.path).unwrap();
+    assert_eq!(pinned.spec.disk.devno(), before.devno());
     assert_eq!(kind(&pinned), ErrorKind::Vanished);
     remove_pins(&pinned.spec.pins, pinned.spec.volume).unwrap();
     let gone = remove_pins(&pinned.spec.pins, pinned.spec.volume).unwrap_err();

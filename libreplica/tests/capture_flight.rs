@@ -135,7 +135,7 @@ fn a_write_that_failed_early_is_not_in_flight_for_ever() {
     let slow = Slow::new(16 * MIB);
     let pinned = Pinned::new(&slow.path);
     let mut tracker = Tracker::attach(&pinned.spec).unwrap();
-    let name = pinned.spec.disk.name.clone();
+    let name = pinned.spec.disk.name().to_owned();
     let requests = fs::read_to_string(format!("/sys/block/{name}/queue/nr_requests")).unwrap();
     let requests: u64 = requests.trim().parse().unwrap();
     let refused = std::thread::scope(|scope| {

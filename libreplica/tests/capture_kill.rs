@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use devices::{Loop, MIB, Pinned, write_direct};
 use libreplica::ErrorKind;
-use libreplica::capture::{AttachSpec, Disk, Tracker, WidenCause, list_pins};
+use libreplica::capture::{AttachSpec, Tracker, WidenCause, list_pins};
+use libreplica::device::BlockDevice;
 use libreplica::sys::reader::{Reader, ReaderOptions};
 
 const WORKER: &str = "REPLICA_TEST_WORKER";
@@ -62,7 +63,8 @@ struct Place {
 impl Place {
     fn open(&self) -> (Tracker, Reader, fs::File) {
         let disk = &self.spec.disk;
-        let reader = Reader::open(&disk.path, disk.sector, ReaderOptions::default()).unwrap();
+        let reader =
+            Reader::open(disk.node(), disk.logical_sector(), ReaderOptions::default()).unwrap();
         let copy = OpenOptions::new()
             .read(true)
             .write(true)
@@ -80,7 +82,7 @@ fn worker() {
     };
     let mut arguments = arguments.split(' ');
     let mut next = || arguments.next().unwrap();
-    let disk = Disk::open(Path::new(next())).unwrap();
+    let disk = BlockDevice::open(Path::new(next())).unwrap();
     let volume = next().parse().unwrap();
     let mut spec = AttachSpec::new(devices::FOLDER, volume, disk, devices::BLOCK);
     spec.pins = next().into();

@@ -70,7 +70,7 @@ fn follow(path: &Path, block: BlockSize, rounds: u64, seed: u64) {
     let pinned = Pinned::with_block(path, block);
     let mut copy = Copy::new(&pinned.spec);
     let mut tracker = Tracker::attach(&pinned.spec).unwrap();
-    let sector = u64::from(pinned.spec.disk.sector.get());
+    let sector = u64::from(pinned.spec.disk.logical_sector().get());
     let stop = AtomicBool::new(false);
     let mut random = Random(seed);
     std::thread::scope(|scope| {
@@ -79,7 +79,7 @@ fn follow(path: &Path, block: BlockSize, rounds: u64, seed: u64) {
             let stop = &stop;
             scope.spawn(move || load(path, sector, seed * 10 + thread, stop));
         }
-        copy.read([pinned.spec.disk.size.extent()]);
+        copy.read([pinned.spec.disk.size().extent()]);
         for round in 0..rounds {
             std::thread::sleep(Duration::from_micros(random.below(8000)));
             assert_eq!(

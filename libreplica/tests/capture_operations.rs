@@ -30,7 +30,7 @@ fn rig(bytes: u64) -> Rig {
     let pinned = Pinned::new(&disk.path);
     let mut copy = Copy::new(&pinned.spec);
     let tracker = Tracker::attach(&pinned.spec).unwrap();
-    copy.read([pinned.spec.disk.size.extent()]);
+    copy.read([pinned.spec.disk.size().extent()]);
     Rig {
         copy,
         tracker,
@@ -132,7 +132,7 @@ fn zeroes_by_fallocate() {
     let pinned = Pinned::new(&disk.path);
     let mut copy = Copy::new(&pinned.spec);
     let mut tracker = Tracker::attach(&pinned.spec).unwrap();
-    copy.read([pinned.spec.disk.size.extent()]);
+    copy.read([pinned.spec.disk.size().extent()]);
     let file = OpenOptions::new().write(true).open(&disk.path).unwrap();
     for (mode, block) in [
         (libc::FALLOC_FL_ZERO_RANGE, 100),

@@ -87,7 +87,7 @@ fn sectors_that_only_the_kernel_counted() {
     state_of(&pinned).words()[STATS_OFFSET].fetch_sub(8, Ordering::Relaxed);
     assert_widens_once(&mut tracker, WidenCause::StatsDiffer);
     // Whoever stops the kernel's counting takes the comparison away, and no more.
-    let switch = format!("/sys/block/{}/queue/iostats", pinned.spec.disk.name);
+    let switch = format!("/sys/block/{}/queue/iostats", pinned.spec.disk.name());
     std::fs::write(&switch, "0").unwrap();
     write_direct(&disk.path, 4096, 4096, 1);
     let (report, runs) = drain(&mut tracker);

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use crate::bitmap::Bitmap;
 use crate::capture::counters::{Counters, InFlight, WidenCause};
-use crate::capture::disk::{Completion, Disk};
 use crate::capture::pins::{FLIGHT, PROGRAMS, Pins};
+use crate::capture::proof::WriteCounts;
 use crate::capture::state::{PARTS, PROGRAM_CAUSES, Word};
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::device::{BlockDevice, IoStats, Queue};
+use crate::error::{IoContext, Result};
 use crate::geometry::Geometry;
 use crate::sys::bpf;
 
@@ -19,7 +20,7 @@ use crate::sys::bpf;
 pub(super) struct Instance {
     pub pins: Pins,
     pub parts: [Bitmap; PARTS],
-    pub disk: Disk,
+    pub disk: BlockDevice,
 }
 
 /// Causes as counted at one moment, and which of them grew since they were last noted.
@@ -118,19 +119,19 @@ impl Instance {
     /// possible only while nothing is in flight. Their difference must never change.
     fn compare_with_kernel(&self) -> Result<Comparison> {
         let state = &self.pins.state;
-        if self.disk.completion != Completion::ByRequest {
+        if self.disk.queue() != Queue::Requests {
             return Ok(Comparison::Impossible);
         }
-        if !self.disk.counts_requests()? {
+        if self.disk.io_stats()? == IoStats::Off {
             state.set(Word::StatsNoted, 0);
             return Ok(Comparison::Impossible);
         }
         let mut offset = 0;
         // A request is seen a moment before it is counted: look twice before complaining.
         for _ in 0..3 {
-            let before = self.disk.stats()?;
+            let before = WriteCounts::now(&self.disk)?;
             let seen = state.get(Word::RequestSectors);
-            if before.in_flight != 0 || before != self.disk.stats()? {
+            if before.in_flight != 0 || before != WriteCounts::now(&self.disk)? {
                 return Ok(Comparison::Impossible);
             }
             offset = (before.write_sectors + before.discard_sectors).wrapping_sub(seen);
@@ -186,7 +187,7 @@ impl Instance {
                 break;
             }
         }
-        if !self.disk.counts_requests()? || self.disk.stats()?.in_flight != 0 {
+        if self.disk.io_stats()? == IoStats::Off || self.disk.stats()?.in_flight != 0 {
             return Ok(());
         }
         for (key, value) in noted {
@@ -259,15 +260,11 @@ impl Observer {
         self.instance.pins.identity.geometry
     }
 
-    /// Whether the disk is still there.
+    /// Whether the disk is still there, and as long.
     ///
     /// # Errors
-    /// [`ErrorKind::Vanished`] if not.
+    /// [`ErrorKind::Vanished`] or [`ErrorKind::Resized`] if not.
     pub fn check(&self) -> Result<()> {
-        let disk = &self.instance.disk;
-        if disk.diskseq_now()? == disk.diskseq {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::Vanished, "look at the disk").path(&disk.path))
+        self.instance.disk.still_there()
     }
 }

@@ -36,10 +36,10 @@ pub(super) fn load(spec: &AttachSpec) -> Result<()> {
     let entries = u32::try_from(words).ok().filter(|&entries| entries > 0);
     let entries = entries.ok_or_else(|| {
         Error::new(ErrorKind::Invalid, LOAD)
-            .path(&spec.disk.path)
+            .path(spec.disk.path())
             .detail(format!(
                 "{} bytes in blocks of {}",
-                spec.disk.size,
+                spec.disk.size(),
                 spec.block.get()
             ))
     })?;
@@ -59,7 +59,7 @@ pub(super) fn load(spec: &AttachSpec) -> Result<()> {
         .load(OBJECT)
         .map_err(refused)?;
     let state = SharedWords::map(map(&loaded, "state")?.fd().as_fd(), WORDS);
-    let state = State::new(state.at(LOAD, &spec.disk.path)?);
+    let state = State::new(state.at(LOAD, spec.disk.path())?);
     state.set_identity(&identity);
     state.set(Word::Probing, probe::ALL);
 

@@ -26,7 +26,6 @@
 //! drained stays in a third bitmap beside the two that are swapped, in pinned memory too.
 
 mod counters;
-mod disk;
 mod instance;
 #[cfg(feature = "ebpf")]
 mod load;
@@ -38,9 +37,8 @@ mod state;
 mod tracker;
 
 pub use counters::{Counters, InFlight, WidenCause};
-pub use disk::{Completion, Disk, DiskStats};
 pub use instance::Observer;
 pub use pins::{PinInfo, Tracked, list_pins, remove_pins};
-pub use proof::{Proof, ProofGap};
+pub use proof::{Proof, ProofGap, WriteCounts};
 pub use spec::{AttachSpec, FolderId};
 pub use tracker::{RoundReport, Tracker};

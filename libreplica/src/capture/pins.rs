@@ -14,6 +14,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::capture::spec::{FolderId, pin_folder};
 use crate::capture::state::{Identity, PARTS, State, VERSION, WORDS};
+use crate::device::{DevNo, DiskSeq};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::geometry::Geometry;
 use crate::id::VolumeId;
@@ -222,12 +223,10 @@ pub struct Tracked {
     pub folder: FolderId,
     /// The disk's name when it was attached.
     pub name: String,
-    /// The disk's major number.
-    pub major: u32,
-    /// The disk's minor number.
-    pub minor: u32,
+    /// The disk's device number.
+    pub devno: DevNo,
     /// The disk's sequence number.
-    pub diskseq: u64,
+    pub diskseq: DiskSeq,
     /// How the volume falls into blocks.
     pub geometry: Geometry,
 }
@@ -254,8 +253,7 @@ pub fn list_pins(pins: &Path) -> Result<Vec<PinInfo>> {
         let tracked = Pins::open(&path).ok().map(|opened| Tracked {
             folder: opened.identity.folder,
             name: opened.identity.name,
-            major: opened.identity.major,
-            minor: opened.identity.minor,
+            devno: opened.identity.devno,
             diskseq: opened.identity.diskseq,
             geometry: opened.identity.geometry,
         });

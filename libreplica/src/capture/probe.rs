@@ -4,8 +4,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::capture::disk::{Completion, Disk};
 use crate::capture::state::{State, Word};
+use crate::device::{BlockDevice, Queue};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::reader::{ReadEngine, Reader, ReaderOptions};
 use crate::units::{ByteLen, ByteOffset, Extent};
@@ -41,7 +41,7 @@ fn seen(state: &State) -> Seen {
 /// # Errors
 /// [`ErrorKind::Kernel`] if not; [`ErrorKind::Io`] and [`ErrorKind::Vanished`] if the disk
 /// could not be read.
-pub(super) fn probe(disk: &Disk, state: &State) -> Result<()> {
+pub(super) fn probe(disk: &BlockDevice, state: &State) -> Result<()> {
     state.set(Word::Probing, ALL);
     let before = seen(state);
     let read = read_a_little(disk);
@@ -49,7 +49,7 @@ pub(super) fn probe(disk: &Disk, state: &State) -> Result<()> {
     let began = Instant::now();
     let result = loop {
         let now = seen(state);
-        let verdict = judge(before, now, disk.completion);
+        let verdict = judge(before, now, disk.queue());
         if verdict.is_ok() || began.elapsed() > LIMIT {
             break verdict;
         }
@@ -60,22 +60,22 @@ pub(super) fn probe(disk: &Disk, state: &State) -> Result<()> {
         .map(|()| state.set(Word::Probing, OFF))
         .map_err(|what| {
             Error::new(ErrorKind::Kernel, OPERATION)
-                .path(&disk.path)
+                .path(disk.path())
                 .detail(what)
                 .advice("use --capture ublk or --capture nbd")
         })
 }
 
-fn read_a_little(disk: &Disk) -> Result<()> {
-    let sector = u64::from(disk.sector.get());
-    let piece = disk.sector.get().max(4096);
+fn read_a_little(disk: &BlockDevice) -> Result<()> {
+    let sector = u64::from(disk.logical_sector().get());
+    let piece = disk.logical_sector().get().max(4096);
     let options = ReaderOptions {
         depth: 1,
         piece,
         engine: ReadEngine::Plain,
     };
-    let mut reader = Reader::open(&disk.path, disk.sector, options)?;
-    let step = disk.size.get() / READS / sector * sector;
+    let mut reader = Reader::open(disk.node(), disk.logical_sector(), options)?;
+    let step = disk.size().get() / READS / sector * sector;
     let places = (0..READS).map(|i| ByteOffset::new(i * step));
     let mut pieces = reader.pieces(places.filter_map(|at| Extent::new(at, ByteLen::new(sector))));
     while pieces.next()?.is_some() {}
@@ -83,7 +83,7 @@ fn read_a_little(disk: &Disk) -> Result<()> {
 }
 
 /// Whether what was counted proves that the programs see the disk. Others read, too.
-fn judge(before: Seen, now: Seen, completion: Completion) -> Result<(), String> {
+fn judge(before: Seen, now: Seen, queue: Queue) -> Result<(), String> {
     let submitted = now.submitted - before.submitted;
     let completed = now.completed - before.completed;
     if submitted < READS {
@@ -94,7 +94,7 @@ fn judge(before: Seen, now: Seen, completion: Completion) -> Result<(), String> 
             "of {submitted} reads, {completed} were seen to end"
         ));
     }
-    if completion == Completion::ByRequest && now.requests == before.requests {
+    if queue == Queue::Requests && now.requests == before.requests {
         return Err("no request was seen to end".to_owned());
     }
     Ok(())
@@ -118,7 +118,7 @@ mod tests {
                 completed,
                 requests,
             };
-            judge(NONE, seen, Completion::ByRequest).is_ok()
+            judge(NONE, seen, Queue::Requests).is_ok()
         };
         assert!(now(13, 13, 6));
         assert!(now(40, 40, 9), "others read at the same time");
@@ -130,6 +130,6 @@ mod tests {
             completed: 13,
             requests: 5,
         };
-        assert!(judge(NONE, seen, Completion::ByBio).is_ok());
+        assert!(judge(NONE, seen, Queue::Bios).is_ok());
     }
 }

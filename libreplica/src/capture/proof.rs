@@ -2,12 +2,11 @@
 //! own counters, one kept from when tracking ended, one taken after it began again.
 
 use std::fmt;
-use std::fs;
 
 use serde::{Deserialize, Serialize};
 
-use crate::capture::disk::{Disk, DiskStats};
-use crate::error::{IoContext, Result};
+use crate::device::{BlockDevice, BootId, IoStats};
+use crate::error::Result;
 
 /// A reading. The later of two must be taken after [`crate::capture::Tracker::attach`] has
 /// returned, so that a write in between is seen by one or the other.
@@ -21,7 +20,43 @@ pub struct Proof {
     /// between two readings makes a proof of nothing.
     pub counting: bool,
     /// What it had counted.
-    pub stats: DiskStats,
+    pub stats: WriteCounts,
+}
+
+/// What the kernel has counted of changes to a disk since it was attached; not reads, which
+/// prove nothing. It stands still while `queue/iostats` is 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteCounts {
+    /// Writes completed.
+    pub writes: u64,
+    /// Sectors written, 512 bytes each.
+    pub write_sectors: u64,
+    /// Discards completed.
+    pub discards: u64,
+    /// Sectors discarded, 512 bytes each.
+    pub discard_sectors: u64,
+    /// Flushes completed.
+    pub flushes: u64,
+    /// Requests of any kind in flight.
+    pub in_flight: u64,
+}
+
+impl WriteCounts {
+    /// Of this moment.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Vanished`] if the disk is gone.
+    pub fn now(disk: &BlockDevice) -> Result<Self> {
+        let stats = disk.stats()?;
+        Ok(Self {
+            writes: stats.writes,
+            write_sectors: stats.write_sectors,
+            discards: stats.discards,
+            discard_sectors: stats.discard_sectors,
+            flushes: stats.flushes,
+            in_flight: stats.in_flight,
+        })
+    }
 }
 
 /// Why two readings prove nothing.
@@ -56,14 +91,12 @@ impl Proof {
     ///
     /// # Errors
     /// [`crate::ErrorKind::Vanished`] if the disk is gone; what sysfs says.
-    pub fn take(disk: &Disk) -> Result<Self> {
-        let path = "/proc/sys/kernel/random/boot_id";
-        let boot = fs::read_to_string(path).at("read the boot's id", path)?;
+    pub fn take(disk: &BlockDevice) -> Result<Self> {
         Ok(Self {
-            boot: boot.trim().to_owned(),
-            diskseq: disk.diskseq_now()?,
-            counting: disk.counts_requests()?,
-            stats: disk.stats()?,
+            boot: BootId::current()?.to_string(),
+            diskseq: disk.diskseq_now()?.get(),
+            counting: disk.io_stats()? == IoStats::Kept,
+            stats: WriteCounts::now(disk)?,
         })
     }
 
@@ -98,9 +131,9 @@ mod tests {
             boot: "a".to_owned(),
             diskseq: 7,
             counting: true,
-            stats: DiskStats {
+            stats: WriteCounts {
                 writes: 3,
-                ..DiskStats::default()
+                ..WriteCounts::default()
             },
         };
         let gap = |change: fn(&mut Proof)| {

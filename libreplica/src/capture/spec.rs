@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::capture::disk::Disk;
+use crate::device::BlockDevice;
 use crate::geometry::Geometry;
 use crate::id::VolumeId;
 use crate::units::BlockSize;
@@ -48,7 +48,7 @@ pub struct AttachSpec {
     /// The volume.
     pub volume: VolumeId,
     /// The disk it is on.
-    pub disk: Disk,
+    pub disk: BlockDevice,
     /// What one dirty bit covers.
     pub block: BlockSize,
     /// How many writes can be noted as in flight at a time; 88 bytes of kernel memory each.
@@ -64,7 +64,7 @@ impl AttachSpec {
     pub const IN_FLIGHT: u32 = 32 << 10;
 
     /// Pins and table as by default.
-    pub fn new(folder: FolderId, volume: VolumeId, disk: Disk, block: BlockSize) -> Self {
+    pub fn new(folder: FolderId, volume: VolumeId, disk: BlockDevice, block: BlockSize) -> Self {
         let pins = PathBuf::from(Self::PINS);
         Self {
             pins,
@@ -79,9 +79,9 @@ impl AttachSpec {
     /// How the volume falls into blocks.
     pub const fn geometry(&self) -> Geometry {
         Geometry {
-            size: self.disk.size,
+            size: self.disk.size(),
             block: self.block,
-            sector: self.disk.sector,
+            sector: self.disk.logical_sector(),
         }
     }
 

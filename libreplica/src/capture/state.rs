@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::bitmap::Layout;
 use crate::capture::counters::WidenCause;
-use crate::capture::disk::Completion;
 use crate::capture::spec::{AttachSpec, FolderId};
+use crate::device::{DevNo, DiskSeq, Queue};
 use crate::geometry::Geometry;
 use crate::id::VolumeId;
 use crate::sys::memory::SharedWords;
@@ -80,11 +80,10 @@ pub(super) struct Identity {
     pub volume: VolumeId,
     pub folder: FolderId,
     pub name: String,
-    pub major: u32,
-    pub minor: u32,
-    pub diskseq: u64,
+    pub devno: DevNo,
+    pub diskseq: DiskSeq,
     pub geometry: Geometry,
-    pub completion: Completion,
+    pub queue: Queue,
 }
 
 impl Identity {
@@ -92,12 +91,11 @@ impl Identity {
         Self {
             volume: spec.volume,
             folder: spec.folder,
-            name: spec.disk.name.clone(),
-            major: spec.disk.major,
-            minor: spec.disk.minor,
-            diskseq: spec.disk.diskseq,
+            name: spec.disk.name().to_owned(),
+            devno: spec.disk.devno(),
+            diskseq: spec.disk.diskseq(),
             geometry: spec.geometry(),
-            completion: spec.disk.completion,
+            queue: spec.disk.queue(),
         }
     }
 
@@ -147,9 +145,9 @@ impl State {
         let layout = identity.layout();
         let geometry = identity.geometry;
         self.set(Word::Version, VERSION);
-        self.set(Word::Major, u64::from(identity.major));
-        self.set(Word::Minor, u64::from(identity.minor));
-        self.set(Word::Diskseq, identity.diskseq);
+        self.set(Word::Major, u64::from(identity.devno.major));
+        self.set(Word::Minor, u64::from(identity.devno.minor));
+        self.set(Word::Diskseq, identity.diskseq.get());
         self.set(Word::Sectors, geometry.size.get() >> SECTOR_SHIFT);
         self.set(
             Word::BlockShift,
@@ -158,9 +156,9 @@ impl State {
         self.set(Word::Level1, layout.level1() as u64);
         self.set(Word::Level2, layout.level2() as u64);
         self.set(Word::Stride, layout.words() as u64);
-        let completion = match identity.completion {
-            Completion::ByRequest => 1,
-            Completion::ByBio => 2,
+        let completion = match identity.queue {
+            Queue::Requests => 1,
+            Queue::Bios => 2,
         };
         self.set(Word::Completion, completion);
         self.set_all(Word::Volume, &pair(identity.volume.as_bytes()));
@@ -193,17 +191,19 @@ impl State {
             volume: VolumeId::from_bytes(self.bytes(Word::Volume)),
             folder: FolderId::from_bytes(self.bytes(Word::Folder)),
             name: String::from_utf8_lossy(name).into_owned(),
-            major: small(Word::Major)?,
-            minor: small(Word::Minor)?,
-            diskseq: self.get(Word::Diskseq),
+            devno: DevNo {
+                major: small(Word::Major)?,
+                minor: small(Word::Minor)?,
+            },
+            diskseq: DiskSeq::new(self.get(Word::Diskseq)),
             geometry: Geometry {
                 size: VolumeSize::new(self.get(Word::Sectors).checked_shl(SECTOR_SHIFT)?),
                 block: BlockSize::new(block)?,
                 sector: SectorSize::new(small(Word::SectorSize)?)?,
             },
-            completion: match self.get(Word::Completion) {
-                1 => Completion::ByRequest,
-                2 => Completion::ByBio,
+            queue: match self.get(Word::Completion) {
+                1 => Queue::Requests,
+                2 => Queue::Bios,
                 _ => return None,
             },
         };

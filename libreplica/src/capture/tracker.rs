@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use crate::bitmap::Bitmap;
 use crate::capture::counters::{Counters, InFlight, WidenCause};
-use crate::capture::disk::{Completion, Disk};
 use crate::capture::instance::{Instance, Observer};
 #[cfg(feature = "ebpf")]
 use crate::capture::load::load;
@@ -21,6 +20,7 @@ use crate::capture::pins::{self, Pins};
 use crate::capture::probe;
 use crate::capture::spec::AttachSpec;
 use crate::capture::state::{EPOCH, Identity, Word};
+use crate::device::{BlockDevice, DiskSeq, Queue};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
 use crate::sys::bpf::Fence;
@@ -88,7 +88,8 @@ impl Tracker {
     /// [`ErrorKind::Resized`] if the disk is not as in `spec`; [`ErrorKind::Kernel`] with
     /// what the kernel lacks, or if the disk's reads and writes cannot be followed.
     pub fn attach(spec: &AttachSpec) -> Result<Self> {
-        check_disk(&spec.disk, ATTACH)?;
+        needs_sequence(&spec.disk)?;
+        spec.disk.still_there()?;
         let grace = Grace::pick()?;
         pins::make_pin_root(&spec.pins)?;
         let folder = spec.pin_folder();
@@ -122,7 +123,7 @@ impl Tracker {
     /// [`ErrorKind::Unsupported`] for pins of another version; [`ErrorKind::Damaged`].
     pub fn adopt(spec: &AttachSpec) -> Result<Self> {
         let tracker = Self::open(spec, Grace::pick()?)?;
-        check_disk(&spec.disk, ADOPT)?;
+        spec.disk.still_there()?;
         if tracker.instance.pins.state.get(Word::Probing) != probe::OFF {
             // Somebody was killed between attaching and the proof.
             tracker.begin()?;
@@ -160,7 +161,7 @@ impl Tracker {
     fn begin(&self) -> Result<()> {
         let Instance { pins, disk, .. } = &*self.instance;
         probe::probe(disk, &pins.state)?;
-        if disk.completion == Completion::ByBio {
+        if disk.queue() == Queue::Bios {
             for _ in 0..100 {
                 if disk.writes_in_flight()? == 0 {
                     break;
@@ -194,7 +195,7 @@ impl Tracker {
         if self.round.is_some() {
             return Err(Error::new(ErrorKind::State, OPERATION).detail("one is under way"));
         }
-        check_disk(&self.instance.disk, OPERATION)?;
+        self.instance.disk.still_there()?;
         let state = &self.instance.pins.state;
         let old = state.active();
         state.set(Word::Active, (old ^ 1) as u64);
@@ -274,7 +275,7 @@ impl Tracker {
     }
 
     /// The disk, as it was given.
-    pub fn disk(&self) -> &Disk {
+    pub fn disk(&self) -> &BlockDevice {
         &self.instance.disk
     }
 
@@ -321,25 +322,19 @@ impl Tracker {
 #[cfg(not(feature = "ebpf"))]
 fn load(spec: &AttachSpec) -> Result<()> {
     Err(Error::new(ErrorKind::Unsupported, ATTACH)
-        .path(&spec.disk.path)
+        .path(spec.disk.path())
         .detail("built without the feature `ebpf`"))
 }
 
-/// Whether the disk that has this device number is still the one that was given.
-fn check_disk(disk: &Disk, operation: &'static str) -> Result<()> {
-    let now = disk.diskseq_now()?;
-    if now != disk.diskseq {
-        return Err(Error::new(ErrorKind::Vanished, operation)
-            .path(&disk.path)
-            .detail(format!("disk sequence number {now}, was {}", disk.diskseq)));
+/// Pins outlive a disk: without its number, another one in its place would be taken for it.
+fn needs_sequence(disk: &BlockDevice) -> Result<()> {
+    if disk.diskseq() != DiskSeq::new(0) {
+        return Ok(());
     }
-    let size = disk.size_now()?;
-    if size != disk.size {
-        return Err(Error::new(ErrorKind::Resized, operation)
-            .path(&disk.path)
-            .detail(format!("{size} bytes, was {}", disk.size)));
-    }
-    Ok(())
+    Err(Error::new(ErrorKind::Kernel, ATTACH)
+        .path(disk.path())
+        .detail("the kernel gives disks no sequence number (it came with 5.15)")
+        .advice("use --capture ublk or --capture nbd"))
 }
 
 /// Whether `pins` are what `spec` asks for.
@@ -353,18 +348,11 @@ fn compare(pins: &Pins, spec: &AttachSpec) -> Result<()> {
         );
         return differ(ErrorKind::Foreign, what);
     }
-    let device = |id: &Identity| (id.major, id.minor, id.diskseq);
+    let device = |id: &Identity| (id.devno, id.diskseq);
     if device(found) != device(&wanted) {
         let what = format!(
-            "they track {} ({}:{}, sequence {}); now it is {} ({}:{}, sequence {})",
-            found.name,
-            found.major,
-            found.minor,
-            found.diskseq,
-            wanted.name,
-            wanted.major,
-            wanted.minor,
-            wanted.diskseq
+            "they track {} ({}, sequence {}); now it is {} ({}, sequence {})",
+            found.name, found.devno, found.diskseq, wanted.name, wanted.devno, wanted.diskseq
         );
         return differ(ErrorKind::Vanished, what);
     }

@@ -235,12 +235,39 @@ impl BlockDevice {
     /// Whether those counters are kept.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] or [`ErrorKind::NotFound`] if sysfs cannot be read.
+    /// [`ErrorKind::Vanished`] if the disk is gone.
     pub fn io_stats(&self) -> Result<IoStats> {
-        Ok(match sysfs::number(&self.folder, "queue/iostats")? {
-            0 => IoStats::Off,
-            _ => IoStats::Kept,
-        })
+        match sysfs::number(&self.folder, "queue/iostats") {
+            Ok(0) => Ok(IoStats::Off),
+            Ok(_) => Ok(IoStats::Kept),
+            Err(error) => Err(self.or_gone(error)),
+        }
+    }
+
+    /// How many writes the kernel has in flight on it now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Vanished`] if the disk is gone.
+    pub fn writes_in_flight(&self) -> Result<u64> {
+        stats::writes_in_flight(&self.folder)
+    }
+
+    /// Which disk has its number now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Vanished`] if none has.
+    pub fn diskseq_now(&self) -> Result<DiskSeq> {
+        let folder = sysfs::folder(self.devno)?;
+        Ok(read_diskseq(&folder))
+    }
+
+    fn or_gone(&self, error: Error) -> Error {
+        match error.kind() {
+            ErrorKind::NotFound => Error::new(ErrorKind::Vanished, "look at the device")
+                .path(&self.path)
+                .source(error),
+            _ => error,
+        }
     }
 
     /// Checks that this is the disk it was, and as long.

@@ -48,6 +48,19 @@ pub(super) fn read(folder: &Path) -> Result<DiskStats> {
     })
 }
 
+/// Source: Documentation/ABI/stable/sysfs-block, `inflight`: reads, then writes.
+pub(super) fn writes_in_flight(folder: &Path) -> Result<u64> {
+    let file = folder.join("inflight");
+    let line = sysfs::text(folder, "inflight")
+        .ok_or_else(|| Error::new(ErrorKind::Vanished, "read the disk's counters").path(&file))?;
+    let writes = line.split_ascii_whitespace().nth(1);
+    writes.and_then(|word| word.parse().ok()).ok_or_else(|| {
+        Error::new(ErrorKind::Kernel, "read the disk's counters")
+            .path(&file)
+            .detail(format!("{line:?}"))
+    })
+}
+
 fn parse(line: &str) -> Option<DiskStats> {
     let mut fields = [0; 17];
     let mut seen = 0;

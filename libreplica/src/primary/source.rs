@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use hrl_format::units::Extent;
 
-use crate::capture::{AttachSpec, Disk, FolderId, Tracker};
+use crate::capture::{AttachSpec, FolderId, Tracker};
 use crate::device::{BlockDevice, Layers, OpenFor, Swap};
 use crate::digest::DigestTree;
 use crate::error::{Error, ErrorKind, IoContext, Result};
@@ -48,7 +48,7 @@ impl Source {
         device: BlockDevice,
         environment: &Environment,
     ) -> Result<Self> {
-        let tracker = Tracker::attach(&spec(config, &device, environment)?)?;
+        let tracker = Tracker::attach(&spec(config, &device, environment))?;
         Self::with(config, device, tracker)
     }
 
@@ -66,7 +66,7 @@ impl Source {
         note: impl FnOnce(&str) -> Result<()>,
     ) -> Result<Self> {
         let device = open(config)?;
-        let spec = spec(config, &device, environment)?;
+        let spec = spec(config, &device, environment);
         let cause = match Tracker::adopt(&spec) {
             Ok(tracker) => {
                 let mut source = Self::with(config, device, tracker)?;
@@ -435,14 +435,9 @@ fn open_reader(device: &BlockDevice) -> Result<Reader> {
     Ok(reader)
 }
 
-fn spec(
-    config: &VolumeConfig,
-    device: &BlockDevice,
-    environment: &Environment,
-) -> Result<AttachSpec> {
-    let disk = Disk::open(device.node())?;
+fn spec(config: &VolumeConfig, device: &BlockDevice, environment: &Environment) -> AttachSpec {
     let folder = FolderId::from_bytes(environment.state.id());
-    Ok(AttachSpec::new(folder, config.id, disk, config.block()))
+    AttachSpec::new(folder, config.id, device.clone(), config.block())
 }
 
 /// Opens the device and refuses one of another size.

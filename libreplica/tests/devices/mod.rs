@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use libreplica::capture::{AttachSpec, Disk, FolderId, RoundReport, Tracker, remove_pins};
+use libreplica::capture::{AttachSpec, FolderId, RoundReport, Tracker, remove_pins};
+use libreplica::device::BlockDevice;
 use libreplica::geometry::Geometry;
 use libreplica::id::VolumeId;
 use libreplica::sys::memory::AlignedMemory;
@@ -256,7 +257,7 @@ impl Pinned {
     }
 
     pub fn with_block(device: &Path, block: BlockSize) -> Self {
-        let disk = Disk::open(device).unwrap();
+        let disk = BlockDevice::open(device).unwrap();
         let volume = VolumeId::random().unwrap();
         let mut spec = AttachSpec::new(FOLDER, volume, disk, block);
         spec.pins = PathBuf::from(format!("/sys/fs/bpf/replica-test-{}", unique()));
@@ -323,8 +324,9 @@ pub struct Copy {
 impl Copy {
     pub fn new(spec: &AttachSpec) -> Self {
         let disk = &spec.disk;
-        let reader = Reader::open(&disk.path, disk.sector, ReaderOptions::default()).unwrap();
-        let bytes = vec![0; disk.size.get() as usize];
+        let reader =
+            Reader::open(disk.node(), disk.logical_sector(), ReaderOptions::default()).unwrap();
+        let bytes = vec![0; disk.size().get() as usize];
         Self {
             reader,
             geometry: spec.geometry(),
