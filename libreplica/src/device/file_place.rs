@@ -5,7 +5,7 @@ use std::fs::File;
 
 use hrl_format::units::{ByteLen, ByteOffset, Extent};
 
-use crate::sys::btrfs::{self, Chunk};
+use crate::sys::btrfs::{self, BlockGroup};
 use crate::sys::fiemap::{self, FileExtent};
 
 /// The bytes of the only device of a filesystem of this `kind` that hold `file`, in the
@@ -21,10 +21,10 @@ pub(super) fn on_device(file: &File, kind: &str) -> Option<Vec<Extent>> {
         "ext2" | "ext3" | "ext4" | "xfs" => extents.collect(),
         // It answers in addresses of its own.
         "btrfs" => {
-            let chunks = btrfs::plain_chunks(file).ok()?;
+            let groups = btrfs::plain_groups(file).ok()?;
             let mut places = Vec::new();
             for extent in extents {
-                places.extend(through(&chunks, extent?)?);
+                places.extend(through(&groups, extent?)?);
             }
             Some(places)
         }
@@ -44,17 +44,17 @@ fn is_plain(pieces: &[FileExtent]) -> bool {
 }
 
 /// `addresses` of a btrfs as bytes of its device.
-fn through(chunks: &[Chunk], addresses: Extent) -> Option<Vec<Extent>> {
+fn through(groups: &[BlockGroup], addresses: Extent) -> Option<Vec<Extent>> {
     let mut places = Vec::new();
     let mut at = addresses.offset().get();
     let end = addresses.end().get();
     while at < end {
-        let (chunk, within) = chunks.iter().find_map(|chunk| {
-            let within = at.checked_sub(chunk.logical)?;
-            (within < chunk.length).then_some((chunk, within))
+        let (group, within) = groups.iter().find_map(|group| {
+            let within = at.checked_sub(group.logical)?;
+            (within < group.length).then_some((group, within))
         })?;
-        let len = (end - at).min(chunk.length - within);
-        let place = ByteOffset::new(chunk.physical.checked_add(within)?);
+        let len = (end - at).min(group.length - within);
+        let place = ByteOffset::new(group.physical.checked_add(within)?);
         places.push(Extent::new(place, ByteLen::new(len))?);
         at += len;
     }
@@ -85,19 +85,19 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_btrfs_are_followed_from_chunk_to_chunk() {
-        let chunk = |logical, physical| Chunk {
+    fn addresses_of_btrfs_are_followed_from_group_to_group() {
+        let group = |logical, physical| BlockGroup {
             logical,
             length: 1 << 23,
             physical,
         };
-        let chunks = [
-            chunk(1 << 30, 64 << 20),
-            chunk((1 << 30) + (1 << 23), 5 << 20),
+        let groups = [
+            group(1 << 30, 64 << 20),
+            group((1 << 30) + (1 << 23), 5 << 20),
         ];
         let within = extent((1 << 30) + 4096, 8192);
         assert_eq!(
-            through(&chunks, within),
+            through(&groups, within),
             Some(vec![extent((64 << 20) + 4096, 8192)])
         );
         let over = extent((1 << 30) + (1 << 23) - 4096, 8192);
@@ -105,9 +105,9 @@ mod tests {
             extent((64 << 20) + (1 << 23) - 4096, 4096),
             extent(5 << 20, 4096),
         ];
-        assert_eq!(through(&chunks, over), Some(parts));
-        assert_eq!(through(&chunks, extent((1 << 30) - 4096, 8192)), None);
+        assert_eq!(through(&groups, over), Some(parts));
+        assert_eq!(through(&groups, extent((1 << 30) - 4096, 8192)), None);
         let end = (1 << 30) + (2 << 23);
-        assert_eq!(through(&chunks, extent(end - 4096, 8192)), None);
+        assert_eq!(through(&groups, extent(end - 4096, 8192)), None);
     }
 }

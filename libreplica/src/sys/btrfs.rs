@@ -1,6 +1,6 @@
 //! What a mounted btrfs says of itself: its id, by which /sys/fs/btrfs lists its devices
 //! (its mounts carry an anonymous device number that leads to none of them), and its
-//! chunks, which tell where an address of its own, as in FIEMAP, lies on which device.
+//! block groups, which tell where an address of its own, as in FIEMAP, lies on which device.
 //! Source: linux/btrfs.h (`BTRFS_IOC_FS_INFO`, `BTRFS_IOC_TREE_SEARCH`), linux/btrfs_tree.h
 //! (`struct btrfs_chunk`).
 
@@ -45,7 +45,7 @@ pub fn filesystem_id(mount: impl AsFd) -> nix::Result<[u8; 16]> {
 const CHUNK_TREE: u64 = 3;
 const CHUNK_OBJECT: u64 = 256;
 const CHUNK_ITEM: u32 = 228;
-/// The bits of a chunk's type that say how its data is spread over devices.
+/// The bits of a block group's type that say how its data is spread over devices.
 const PROFILES: u64 = 0x7f8;
 
 /// `struct btrfs_ioctl_search_key`.
@@ -80,7 +80,7 @@ const _: () = assert!(size_of::<Search>() == 4096);
 /// A range of a btrfs's own addresses that lies in one piece on one device, and nowhere
 /// else; in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Chunk {
+pub struct BlockGroup {
     /// Its first address.
     pub logical: u64,
     /// How long it is.
@@ -89,15 +89,15 @@ pub struct Chunk {
     pub physical: u64,
 }
 
-/// The chunks that lie in one piece, in the order of their addresses; mirrored and striped
+/// The block groups that lie in one piece, in the order of their addresses; mirrored and striped
 /// ones are left out.
 ///
 /// # Errors
 /// `EPERM` without CAP_SYS_ADMIN; `ENOTTY` if the descriptor is not on a btrfs; `EPROTO`
 /// if the answer makes no sense.
-pub fn plain_chunks(file: impl AsFd) -> nix::Result<Vec<Chunk>> {
+pub fn plain_groups(file: impl AsFd) -> nix::Result<Vec<BlockGroup>> {
     let fd = file.as_fd().as_raw_fd();
-    let mut chunks = Vec::new();
+    let mut groups = Vec::new();
     let mut from = 0;
     loop {
         let mut search = Search {
@@ -121,15 +121,15 @@ pub fn plain_chunks(file: impl AsFd) -> nix::Result<Vec<Chunk>> {
         // the 4096 bytes of `Search`, asserted above.
         unsafe { ioctl::tree_search(fd, &raw mut search) }?;
         let count = search.key.nr_items;
-        match parse(&search.items, count, &mut chunks).ok_or(Errno::EPROTO)? {
+        match parse(&search.items, count, &mut groups).ok_or(Errno::EPROTO)? {
             Some(last) if last < u64::MAX => from = last + 1,
-            _ => return Ok(chunks),
+            _ => return Ok(groups),
         }
     }
 }
 
-/// Adds the chunks of one answer; the address of the last, or `None` if there was none.
-fn parse(mut items: &[u8], count: u32, chunks: &mut Vec<Chunk>) -> Option<Option<u64>> {
+/// Adds the groups of one answer; the address of the last, or `None` if there was none.
+fn parse(mut items: &[u8], count: u32, groups: &mut Vec<BlockGroup>) -> Option<Option<u64>> {
     let mut last = None;
     for _ in 0..count {
         // `struct btrfs_ioctl_search_header`, in the machine's byte order.
@@ -147,7 +147,7 @@ fn parse(mut items: &[u8], count: u32, chunks: &mut Vec<Chunk>) -> Option<Option
         let (length, kind, physical) = (number(0)?, number(24)?, number(56)?);
         let stripes = u16::from_le_bytes(item.get(44..46)?.try_into().ok()?);
         if stripes == 1 && kind & PROFILES == 0 {
-            chunks.push(Chunk {
+            groups.push(BlockGroup {
                 logical,
                 length,
                 physical,
@@ -174,20 +174,20 @@ mod tests {
     }
 
     #[test]
-    fn only_chunks_in_one_piece_have_a_place() {
+    fn only_groups_in_one_piece_have_a_place() {
         let mut answer = item(1 << 20, 1 << 23, 1, 1, 5 << 20);
         answer.extend(item(9 << 20, 1 << 23, 1 | 32, 2, 20 << 20));
-        let mut chunks = Vec::new();
-        let last = parse(&answer, 2, &mut chunks);
+        let mut groups = Vec::new();
+        let last = parse(&answer, 2, &mut groups);
         assert_eq!(last, Some(Some(9 << 20)));
-        let chunk = Chunk {
+        let group = BlockGroup {
             logical: 1 << 20,
             length: 1 << 23,
             physical: 5 << 20,
         };
-        assert_eq!(chunks, [chunk]);
-        assert_eq!(parse(&answer, 0, &mut chunks), Some(None));
-        assert_eq!(parse(&answer[..100], 2, &mut chunks), None);
-        assert_eq!(parse(&answer, 3, &mut chunks), None);
+        assert_eq!(groups, [group]);
+        assert_eq!(parse(&answer, 0, &mut groups), Some(None));
+        assert_eq!(parse(&answer[..100], 2, &mut groups), None);
+        assert_eq!(parse(&answer, 3, &mut groups), None);
     }
 }
