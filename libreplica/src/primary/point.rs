@@ -136,7 +136,8 @@ fn capture(
         },
         _ => None,
     };
-    let captured = last_round(parts, drafts, environment, plan, deadline);
+    let captured = last_round(parts, drafts, environment, plan, deadline)
+        .map(|moment| moment.and_then(|moment| still_settled(parts).map(|()| moment)));
     if let Some(Err(error)) = hooks.map(Hooks::post) {
         // The state was captured; what the application missed is the operator's to know.
         parts
@@ -163,7 +164,6 @@ fn last_round(
         .map(|part| Tail::prepare(part.member.live()?.0))
         .collect::<Result<Vec<_>>>()?;
     let moment = read_frozen(parts, &mut tails, environment, plan);
-    let moment = moment.and_then(|moment| still_settled(parts).map(|()| moment));
     for ((part, draft), tail) in parts.iter_mut().zip(drafts).zip(tails) {
         let geometry = part.member.geometry();
         let (source, sink) = part.member.live()?;
