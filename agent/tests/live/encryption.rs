@@ -1,0 +1,110 @@
+//! A store that holds no secret: with a key, the base and every log are sealed, the labels
+//! too. Without the key the store gives up which extents changed, and when; with it,
+//! everything.
+
+use std::fs;
+use std::path::Path;
+
+use crate::stage::{Daemon, LoopDevice, MIB, Mount, Place, Volume, check_filesystem, replica, run};
+
+/// Whether any file below `folder` holds `secret`.
+fn holds(folder: &Path, secret: &str) -> bool {
+    let found = std::process::Command::new("grep")
+        .args(["-raqF", secret])
+        .arg(folder)
+        .status();
+    found.unwrap().success()
+}
+
+#[test]
+fn without_the_key_the_store_gives_up_nothing() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let key = place.at("key");
+    fs::write(&key, format!("{}\n", "5a".repeat(32))).unwrap();
+    let wrong = place.at("wrong");
+    fs::write(&wrong, [7; 32]).unwrap();
+    let disk = LoopDevice::new(&place, "disk.img", 100 * MIB);
+    let mount = Mount::make("ext4", disk.path(), &place.at("mnt"));
+    fs::write(
+        mount.at("in-the-base"),
+        "the secret of the base\n".repeat(1000),
+    )
+    .unwrap();
+    mount.sync();
+    assert!(holds(disk.file(), "the secret of the base"));
+
+    let mut daemon = Daemon::start(&place);
+    let options = ["--key-file", key.to_str().unwrap(), "--every", "1h"];
+    daemon.protect(&Volume {
+        device: disk.path(),
+        store: &store,
+        name: "v",
+        options: &options,
+    });
+    fs::write(mount.at("in-a-log"), "the secret of a log\n".repeat(1000)).unwrap();
+    let point = daemon.point("v", &["--label", "the secret of a label"]);
+    assert!(!holds(&store, "the secret of"));
+    let with_key = daemon.replica(&["points", "v", "--json"]).json();
+    let listed = with_key["points"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|p| p["id"] == *point);
+    assert_eq!(listed.unwrap()["label"], "the secret of a label");
+    // The daemon has the key in its state folder, or is told it again: it goes on.
+    daemon.kill();
+    daemon.start_again();
+    daemon.point("v", &[]);
+    daemon.unprotect("v");
+    mount.unmount();
+    drop(disk);
+
+    let text = store.to_str().unwrap();
+    let without_key = replica(&["points", "v", "--store", text]);
+    assert!(without_key.ok().contains(&point) && !without_key.ok().contains("secret"));
+    replica(&["store", "check", text]).ok();
+    replica(&["store", "check", text, "--key-file", key.to_str().unwrap()]).ok();
+
+    let output = place.at("out.img");
+    let to = output.to_str().unwrap();
+    let restore = [
+        "restore", "v", "--point", &point, "--output", to, "--store", text,
+    ];
+    replica(&restore).fails(1, &["--key-file"]);
+    let with =
+        |key: &Path| replica(&[&restore[..], &["--key-file", key.to_str().unwrap()]].concat());
+    with(&wrong).fails(1, &["key"]);
+    assert!(
+        !output.exists(),
+        "a restore that fails leaves nothing that looks like one"
+    );
+    with(&key).ok();
+    check_filesystem("ext4", &output, &place, |mounted| {
+        let text = fs::read_to_string(mounted.join("in-a-log")).unwrap();
+        assert_eq!(text, "the secret of a log\n".repeat(1000));
+    });
+}
+
+#[test]
+fn a_key_file_that_is_none() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let disk = LoopDevice::new(&place, "disk.img", 16 * MIB);
+    let mut daemon = Daemon::start(&place);
+    let key = place.at("key");
+    let text = key.to_str().unwrap();
+    let options = ["--key-file", text];
+    let volume = Volume {
+        device: disk.path(),
+        store: &store,
+        name: "v",
+        options: &options,
+    };
+    daemon.try_protect(&volume).fails(1, &[text]);
+    for bad in ["", "short", &"zz".repeat(32)] {
+        fs::write(&key, bad).unwrap();
+        daemon.try_protect(&volume).fails(1, &[text]);
+    }
+    run("losetup", [disk.path()]);
+}

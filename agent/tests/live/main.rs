@@ -1,0 +1,22 @@
+//! The agent on real block devices: the binary is run as an operator runs it, on loop and
+//! zram devices that the tests make, and what comes back from the store is compared with
+//! what was there. As root. One program for all stories, so that it is linked once; each
+//! file is one story.
+//!
+//! The numbers that cost time come from the environment: see CONTRIBUTING.md.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod bad_device;
+mod bad_store;
+mod contract;
+mod daemons;
+mod disk_layout;
+mod encryption;
+mod filesystems;
+mod freeze;
+mod kills;
+mod resyncs;
+mod root_disk;
+mod several;
+mod stage;
+mod writes;

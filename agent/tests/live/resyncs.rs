@@ -1,0 +1,122 @@
+//! When tracking is lost, source and image are compared by checksums, only what differs is
+//! shipped, the points before it stay, and status says why it was done. Verify compares and
+//! ships nothing.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::stage::{Daemon, Fio, LoopDevice, MIB, Place, Volume, assert_restores, restore, run};
+
+fn write_random(device: &Path, at_mib: u64, count_mib: u64) {
+    let (output, seek) = (format!("of={}", device.display()), format!("seek={at_mib}"));
+    let count = format!("count={count_mib}");
+    run(
+        "dd",
+        [
+            "if=/dev/urandom",
+            &output,
+            "bs=1M",
+            &seek,
+            &count,
+            "oflag=direct",
+            "conv=notrunc",
+        ],
+    );
+}
+
+#[test]
+fn lost_pins_are_noticed_and_healed() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let disk = LoopDevice::new(&place, "disk.img", 128 * MIB);
+    write_random(disk.path(), 0, 100);
+    let mut daemon = Daemon::start(&place);
+    let options = ["--every", "1h"];
+    let volume = Volume {
+        device: disk.path(),
+        store: &store,
+        name: "v",
+        options: &options,
+    };
+    let id = daemon.protect(&volume);
+    let before = daemon.point("v", &[]);
+    let image = place.at("before.img");
+    fs::rename(restore(&place, &store, "v", &before), &image).unwrap();
+    daemon.kill();
+    fs::remove_dir_all(Path::new("/sys/fs/bpf/replica").join(&id)).unwrap();
+    write_random(disk.path(), 50, 2);
+    daemon.start_again();
+
+    let status = daemon.until("it is compared", "v", |status| {
+        status["state"] == "replicating" && !status["last_resync"].is_null()
+    });
+    let resync = &status["last_resync"];
+    assert!(!resync["cause"].as_str().unwrap().is_empty(), "{status}");
+    assert_eq!(status["counters"]["resyncs"], 1, "{status}");
+    // Only what differs is shipped.
+    let bytes = resync["bytes"].as_u64().unwrap();
+    assert!((2 * MIB..4 * MIB).contains(&bytes), "{bytes} bytes shipped");
+    let after = daemon.point("v", &[]);
+    assert_restores(&place, &store, "v", &after, disk.path());
+    let again = restore(&place, &store, "v", &before);
+    assert!(
+        fs::read(again).unwrap() == fs::read(image).unwrap(),
+        "the point before it stays"
+    );
+}
+
+#[test]
+fn asked_for_under_load() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let disk = LoopDevice::new(&place, "disk.img", 64 * MIB);
+    let mut daemon = Daemon::start(&place);
+    let options = ["--every", "1h"];
+    daemon.protect(&Volume {
+        device: disk.path(),
+        store: &store,
+        name: "v",
+        options: &options,
+    });
+    let fio = Fio::start(&place, disk.path(), 64 * MIB, 8);
+    daemon.replica(&["resync", "v", "--wait"]).ok();
+    assert!(!daemon.status("v")["last_resync"].is_null());
+    let verified = daemon.replica(&["verify", "v"]);
+    verified.ok();
+    fio.stop();
+    let point = daemon.point("v", &[]);
+    assert_restores(&place, &store, "v", &point, disk.path());
+}
+
+#[test]
+fn verify_tells_when_the_image_differs() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let disk = LoopDevice::new(&place, "disk.img", 32 * MIB);
+    write_random(disk.path(), 0, 32);
+    let mut daemon = Daemon::start(&place);
+    let options = ["--every", "1h"];
+    let volume = Volume {
+        device: disk.path(),
+        store: &store,
+        name: "v",
+        options: &options,
+    };
+    let id = daemon.protect(&volume);
+    daemon.replica(&["verify", "v"]).ok();
+
+    // A write to the file under the device, which no tracepoint sees.
+    let file = OpenOptions::new().write(true).open(disk.file()).unwrap();
+    file.write_all_at(b"not through the device", 9 * MIB + 100)
+        .unwrap();
+    run("blockdev", ["--flushbufs", disk.path().to_str().unwrap()]);
+    let verified = daemon.replica(&["verify", "v", "--json"]);
+    assert_eq!(verified.code, 3, "{}{}", verified.stdout, verified.stderr);
+    serde_json::from_str::<serde_json::Value>(&verified.stdout).unwrap();
+    daemon.replica(&["resync", "v", "--wait"]).ok();
+    daemon.replica(&["verify", "v"]).ok();
+    let point = daemon.point("v", &[]);
+    assert_restores(&place, &store, "v", &point, disk.path());
+    drop(id);
+}

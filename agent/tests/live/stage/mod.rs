@@ -1,0 +1,18 @@
+//! What the stories share: devices, mounts and daemons that are taken away again however
+//! a test ends, loads that know what they wrote, and comparisons that say where two
+//! things differ.
+
+mod compare;
+mod daemon;
+mod device;
+mod load;
+mod place;
+
+pub use compare::{assert_restores, check_filesystem, restore};
+pub use daemon::{Daemon, Volume, replica};
+pub use device::{LoopDevice, Mount, Zram};
+pub use load::{Bank, Fio};
+pub use place::{Place, number, run, until};
+
+/// One mebibyte.
+pub const MIB: u64 = 1 << 20;
