@@ -12,7 +12,7 @@ use crate::header::{Features, HeaderPage, LogHeader};
 use crate::key::VolumeKey;
 use crate::layout::{PAGE, RawDirectoryEntry};
 use crate::seal::{self, Mark, Seal, Sections, Totals};
-use crate::units::{FileOffset, FrameNumber, VolumeSize};
+use crate::units::{FileOffset, FrameNumber, Timestamp, VolumeSize};
 use crate::writer::write_all_vectored;
 
 /// A log in the making, of frames from elsewhere.
@@ -76,6 +76,7 @@ impl<W: Write> Mover<W> {
             records: self.records,
             data: self.data,
             volume_size,
+            sealed: Timestamp::now(),
         };
         let directory = self.directory.into_iter().map(Ok);
         let sections = Sections {

@@ -189,7 +189,8 @@ impl<R: Read> Scanner<R> {
         }
         let number = FrameNumber::new(self.frames);
         self.buffer.verify(&self.home, Place { number, position })?;
-        self.check_records()
+        let volume_size = self
+            .check_records()
             .map_err(|error| at(error.in_frame(number)))?;
         if self.key.is_some() || self.home.key.is_none() {
             self.buffer.open(self.key.as_ref())?;
@@ -203,13 +204,16 @@ impl<R: Read> Scanner<R> {
             .get()
             .checked_add(1)
             .ok_or_else(|| at(Error::damaged("more frames than a log can have")))?;
+        self.volume_size = volume_size;
+        self.records += self.buffer.records() as u64;
         self.data += self.buffer.data_len() as u64;
         self.position = FileOffset::new(position.get() + span as u64);
         Ok(None)
     }
 
-    /// What holds between frames: numbers go on, and extents are within the volume.
-    fn check_records(&mut self) -> Result<()> {
+    /// What holds between frames: numbers go on, and extents are within the volume. Returns
+    /// the volume's size behind the frame.
+    fn check_records(&self) -> Result<VolumeSize> {
         let expected = Sequence::new(self.records);
         if !self.home.moved && self.buffer.first_sequence() != expected {
             return Err(Error::damaged("a frame's records are not numbered on"));
@@ -226,9 +230,7 @@ impl<R: Read> Scanner<R> {
                 size = new;
             }
         }
-        self.volume_size = size;
-        self.records += self.buffer.records() as u64;
-        Ok(())
+        Ok(size)
     }
 
     /// Reads the seal, whose first page is `page`, to the end of the file.

@@ -91,13 +91,14 @@ pub(crate) struct Provenance {
     pub pages: u64,
 }
 
-/// Totals that the trailer states.
+/// What the trailer states besides.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Totals {
     pub frames: u64,
     pub records: u64,
     pub data: u64,
     pub volume_size: VolumeSize,
+    pub sealed: Timestamp,
 }
 
 /// The sections in the order in which they are written.
@@ -146,7 +147,7 @@ pub(crate) fn write<W: Write>(
     raw.records.set(totals.records);
     raw.data.set(totals.data);
     raw.volume_size.set(totals.volume_size.get());
-    raw.sealed.set(Timestamp::now().as_nanos());
+    raw.sealed.set(totals.sealed.as_nanos());
     raw.digest = sink.digest.clone().finalize().into();
     raw.previous_seal = page
         .header

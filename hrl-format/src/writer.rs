@@ -162,13 +162,23 @@ impl<W: Write> LogWriter<W> {
     ///
     /// # Errors
     /// As [`Self::append`].
-    pub fn seal(mut self) -> Result<(W, Seal)> {
+    pub fn seal(self) -> Result<(W, Seal)> {
+        self.seal_at(Timestamp::now())
+    }
+
+    /// As [`Self::seal`], saying that it was sealed at `sealed`: so the same records always
+    /// make the same file, unless it is encrypted.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub fn seal_at(mut self, sealed: Timestamp) -> Result<(W, Seal)> {
         self.flush()?;
         let totals = Totals {
             frames: self.directory.len() as u64,
             records: self.next.get(),
             data: self.data,
             volume_size: self.state.volume_size,
+            sealed,
         };
         let sections = Sections {
             directory: self.directory.iter().copied().map(Ok),

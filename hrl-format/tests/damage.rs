@@ -9,7 +9,8 @@ use common::{
     Flavour, Model, Timed, VOLUME, borrowed, cases, chain, flavour, forge, header, records, scan,
     write_log,
 };
-use hrl_format::layout::{FRAME_MAGIC, PAGE, RawHeader};
+use hrl_format::layout::{FRAME_MAGIC, PAGE, RawFrame, RawHeader, RawRecord};
+use hrl_format::record::Record;
 use hrl_format::units::VolumeSize;
 use hrl_format::{
     Ending, ErrorKind, Log, LogWriter, Proof, Scanner, SealProof, VolumeKey, check, merge, salvage,
@@ -245,7 +246,6 @@ fn every_byte_counts() {
 }
 
 fn some_records() -> Vec<Timed> {
-    use hrl_format::record::Record;
     let write = Record::Write {
         extent: common::extent(5, 9),
         data: b"nine long".to_vec(),
@@ -285,6 +285,24 @@ fn another_key_is_refused_by_name() {
     forge::mend(&mut file);
     let error = Log::open(&file, Some(&other)).map(|_| ()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Forged);
+}
+
+#[test]
+fn a_frame_that_is_not_whole_resizes_nothing() {
+    let flavour = Flavour::Encrypted;
+    let resize = Record::Resize {
+        size: VolumeSize::new(4096),
+    };
+    let mut records = some_records();
+    records.push((resize, Default::default()));
+    let (mut file, _) = write_log(header(), &records, flavour);
+    // All checksums agree, but the cipher's proof does not.
+    let stored = PAGE + size_of::<RawFrame>() + records.len() * size_of::<RawRecord>();
+    file[stored] ^= 1;
+    forge::mend(&mut file);
+    let mut scanner = Scanner::new(&file[..], flavour.key().as_ref()).unwrap();
+    assert!(scanner.next_frame().unwrap().is_none());
+    assert_eq!(scanner.volume_size(), VolumeSize::new(VOLUME));
 }
 
 #[test]

@@ -129,45 +129,6 @@ fn read_in_all_ways(
     Ok(())
 }
 
-/// A change to a file: where, and to what. Most are aimed at what is not data.
-#[derive(Clone, Debug)]
-struct Lie {
-    page: prop::sample::Index,
-    within: usize,
-    value: u64,
-    len: usize,
-}
-
-impl Lie {
-    fn tell(&self, file: &mut [u8]) {
-        let page = self.page.index(file.len().div_ceil(PAGE));
-        let at = (page * PAGE + self.within).min(file.len());
-        let end = (at + self.len).min(file.len());
-        let value = self.value.to_le_bytes();
-        file[at..end].copy_from_slice(&value[..end - at]);
-    }
-}
-
-fn lie() -> impl Strategy<Value = Lie> {
-    let value = prop_oneof![
-        any::<u64>(),
-        0..8u64,
-        4000..5000u64,
-        Just(u64::MAX),
-        Just(u64::MAX - 4095),
-        (0..64u32).prop_map(|shift| 1 << shift),
-        (0..64u64).prop_map(|n| n * PAGE as u64),
-    ];
-    let within = prop_oneof![0..256usize, 4000..PAGE, 0..PAGE];
-    let len = prop::sample::select(vec![1usize, 2, 4, 8]);
-    (any::<prop::sample::Index>(), within, value, len).prop_map(|(page, within, value, len)| Lie {
-        page,
-        within,
-        value,
-        len,
-    })
-}
-
 /// A log whose frames were moved from others, so that it has provenance.
 fn moved(logs: &[Vec<u8>]) -> Vec<u8> {
     let keyless: Vec<_> = logs
@@ -230,7 +191,7 @@ fn no_input_panics_or_takes_more_memory_than_it_has_bytes() {
     let told = (
         records(40),
         common::flavour(),
-        prop::collection::vec(lie(), 0..4),
+        prop::collection::vec(common::lie(), 0..4),
         0..4u8,
     );
     runner

@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 pub mod forge;
+pub mod listing;
 
 use hrl_format::id::{GroupId, PointId, VolumeId};
+use hrl_format::layout::PAGE;
 use hrl_format::record::{Consistency, Record, Root, Tag};
 use hrl_format::units::{ByteLen, ByteOffset, Epoch, Extent, FrameNumber, Timestamp, VolumeSize};
 use hrl_format::{
@@ -15,6 +17,8 @@ use hrl_format::{
 use proptest::prelude::*;
 
 pub const VOLUME: u64 = 1 << 20;
+/// The key of encrypted logs.
+pub const KEY: [u8; 32] = [0x42; 32];
 
 /// Property tests run as often as `REPLICA_CASES` says.
 pub fn cases() -> ProptestConfig {
@@ -44,8 +48,7 @@ pub const FLAVOURS: [Flavour; 4] = [
 
 impl Flavour {
     pub fn key(self) -> Option<VolumeKey> {
-        matches!(self, Self::Encrypted | Self::EncryptedLz4)
-            .then(|| VolumeKey::from_bytes([0x42; 32]))
+        matches!(self, Self::Encrypted | Self::EncryptedLz4).then(|| VolumeKey::from_bytes(KEY))
     }
 
     pub fn options(self) -> LogOptions {
@@ -344,4 +347,43 @@ pub fn rejoin(records: Vec<Timed>) -> Vec<Timed> {
 
 pub fn frame(n: u32) -> FrameNumber {
     FrameNumber::new(n)
+}
+
+/// A change to a file: where, and to what. Most are aimed at what is not data.
+#[derive(Clone, Debug)]
+pub struct Lie {
+    page: prop::sample::Index,
+    within: usize,
+    value: u64,
+    len: usize,
+}
+
+impl Lie {
+    pub fn tell(&self, file: &mut [u8]) {
+        let page = self.page.index(file.len().div_ceil(PAGE));
+        let at = (page * PAGE + self.within).min(file.len());
+        let end = (at + self.len).min(file.len());
+        let value = self.value.to_le_bytes();
+        file[at..end].copy_from_slice(&value[..end - at]);
+    }
+}
+
+pub fn lie() -> impl Strategy<Value = Lie> {
+    let value = prop_oneof![
+        any::<u64>(),
+        0..8u64,
+        4000..5000u64,
+        Just(u64::MAX),
+        Just(u64::MAX - 4095),
+        (0..64u32).prop_map(|shift| 1 << shift),
+        (0..64u64).prop_map(|n| n * PAGE as u64),
+    ];
+    let within = prop_oneof![0..256usize, 4000..PAGE, 0..PAGE];
+    let len = prop::sample::select(vec![1usize, 2, 4, 8]);
+    (any::<prop::sample::Index>(), within, value, len).prop_map(|(page, within, value, len)| Lie {
+        page,
+        within,
+        value,
+        len,
+    })
 }
