@@ -26,17 +26,9 @@ const GRAIN: usize = 4 << 10;
 #[derive(Debug)]
 pub(super) struct BaseWriter {
     file: StoreFile,
-    /// Whether holes need no punching, because everything is a hole yet.
-    content: Content,
-}
-
-/// What a base held when it was opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Content {
-    /// Nothing: it is being made.
-    Hole,
-    /// An image.
-    Image,
+    /// From here on all is a hole, and zeroes need not be punched: so a first copy in the order of
+    /// the volume punches nothing.
+    untouched: ByteOffset,
 }
 
 impl BaseWriter {
@@ -46,7 +38,7 @@ impl BaseWriter {
         file.set_len(ByteLen::new(size.get()))?;
         Ok(Self {
             file,
-            content: Content::Hole,
+            untouched: ByteOffset::ZERO,
         })
     }
 
@@ -54,7 +46,7 @@ impl BaseWriter {
     pub(super) fn open(folder: &VolumeFolder) -> Result<Self> {
         Ok(Self {
             file: StoreFile::open(folder.base())?,
-            content: Content::Image,
+            untouched: ByteOffset::new(u64::MAX),
         })
     }
 
@@ -68,17 +60,16 @@ impl BaseWriter {
     }
 
     /// Writes `data` at `offset`; longer stretches of zeroes become holes.
-    pub(super) fn write(&self, offset: ByteOffset, data: &[u8]) -> Result<()> {
+    pub(super) fn write(&mut self, offset: ByteOffset, data: &[u8]) -> Result<()> {
         for stretch in Stretches::new(data) {
             let at = ByteOffset::new(offset.get() + stretch.start as u64);
+            let end = ByteOffset::new(offset.get() + stretch.end as u64);
             match stretch.kind {
                 StretchKind::Data => {
+                    self.untouched = self.untouched.max(end);
                     self.file.write_at(at, &data[stretch.start..stretch.end])?;
                 }
-                StretchKind::Zeroes => {
-                    let end = ByteOffset::new(offset.get() + stretch.end as u64);
-                    self.zeroes(Extent::between(at, end))?;
-                }
+                StretchKind::Zeroes => self.zeroes(Extent::between(at, end))?,
             }
         }
         Ok(())
@@ -86,10 +77,11 @@ impl BaseWriter {
 
     /// Makes `extent` read as zeroes.
     pub(super) fn zeroes(&self, extent: Extent) -> Result<()> {
-        match self.content {
-            Content::Hole => Ok(()),
-            Content::Image => self.file.punch(extent),
+        let end = extent.end().min(self.untouched);
+        if extent.offset() >= end {
+            return Ok(());
         }
+        self.file.punch(Extent::between(extent.offset(), end))
     }
 
     /// Returns when all that was written is durable.

@@ -83,8 +83,8 @@ impl VolumeWriter {
         let Some(last) = logs.last() else {
             return Ok(FoldStep::Nothing);
         };
-        let base = BaseWriter::open(&self.folder)?;
-        self.write_final_state(&logs, last.size, &base)?;
+        let mut base = BaseWriter::open(&self.folder)?;
+        self.write_final_state(&logs, last.size, &mut base)?;
         base.sync()?;
         let mut next = self.catalogue.clone();
         next.base = Some(Base {
@@ -105,7 +105,7 @@ impl VolumeWriter {
         &self,
         entries: &[LogEntry],
         size: VolumeSize,
-        base: &BaseWriter,
+        base: &mut BaseWriter,
     ) -> Result<()> {
         let logs = open_chain(&self.folder, entries, self.key.as_ref())?;
         let indexes = logs.iter().map(|log| log.log.index());

@@ -7,14 +7,16 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use hrl_format::VolumeKey;
 use hrl_format::record::Record;
+use hrl_format::units::ByteOffset;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::Scratch;
 use super::model::{History, extent, same};
 use super::random::Random;
 use crate::error::ErrorKind;
-use crate::store::{FoldStep, RestoreOptions, Store};
+use crate::store::{FoldStep, RestoreOptions, Store, TipReader};
 
 /// A small filesystem in memory.
 struct Small {
@@ -175,6 +177,29 @@ impl History {
             .retain(|known| !retained.dropped.contains(&known.id));
         while writer.fold_step().unwrap() != FoldStep::Nothing {}
     }
+}
+
+#[test]
+fn a_first_full_copy_may_be_written_in_any_order() {
+    for key in [None, Some(VolumeKey::from_bytes([3; 32]))] {
+        let scratch = Scratch::new();
+        let mut history = History::begin(&scratch.path().join("store"), key, 1);
+        let mut writer = history.writer();
+        let mut baseline = writer.begin_baseline().unwrap();
+        for (at, len, byte) in [(16, 32, 5), (0, 8, 6), (20, 24, 0), (4, 2, 0), (60, 4, 7)] {
+            history.write_baseline(&mut baseline, extent(at << 10, len << 10), byte);
+        }
+        baseline.zeroes(extent(62 << 10, 1 << 10)).unwrap();
+        history.model.image[62 << 10..63 << 10].fill(0);
+        baseline.finish().unwrap();
+        same_tip(&mut writer.read_tip().unwrap(), &history.model.image);
+    }
+}
+
+fn same_tip(tip: &mut TipReader, image: &[u8]) {
+    let mut bytes = vec![0xee; image.len()];
+    tip.read_at(ByteOffset::ZERO, &mut bytes).unwrap();
+    assert!(bytes == image);
 }
 
 #[test]
