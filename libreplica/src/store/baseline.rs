@@ -13,9 +13,6 @@ use super::ingest;
 use super::writer::{Committed, VolumeWriter};
 use crate::error::{Error, ErrorKind, Result};
 
-/// How long a log of an encrypted base grows: folding later rewrites it as a whole.
-const LOG_BYTES: u64 = 256 << 20;
-
 const WRITE: &str = "write the first full copy";
 
 /// A first full copy, being written. In any order; what is not written is zeroes.
@@ -145,7 +142,7 @@ impl LogChain {
     fn append(&mut self, writer: &VolumeWriter, record: &Record<&[u8]>) -> Result<()> {
         let mut open = self.take_open(writer)?;
         open.append(record, Timestamp::now())?;
-        if open.bytes().get() >= LOG_BYTES || open.is_full() {
+        if open.bytes() >= writer.log_bytes || open.is_full() {
             self.end_log(writer, open)
         } else {
             self.open = Some(open);
@@ -164,9 +161,11 @@ impl LogChain {
     fn end_log(&mut self, writer: &VolumeWriter, log: EpochLog) -> Result<()> {
         let sealed = log.seal()?;
         writer.place(&sealed)?;
-        self.next
-            .logs
-            .push(ingest::entry_of(&sealed.header, &sealed.seal));
+        self.next.logs.push(ingest::entry_of(
+            &sealed.header,
+            &sealed.seal,
+            sealed.covers,
+        ));
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 //! trace of something interrupted. How it is kept on disk: `catalogue_file.rs`.
 
 use std::fmt;
+use std::ops::Range;
 
 use hrl_format::SealDigest;
 use hrl_format::id::{Generation, GenerationId, GroupId, KeyId, LogId, PointId, VolumeId};
@@ -126,6 +127,12 @@ pub struct LogEntry {
     /// How long the file is, in bytes.
     #[serde(with = "number")]
     pub bytes: ByteLen,
+    /// How many bytes of the volume it says something about, at most: so much of older logs
+    /// it can have made useless.
+    #[serde(with = "number", rename = "covers_bytes")]
+    pub(super) covers: ByteLen,
+    /// Whether it was looked what of older logs it made useless (`compact.rs`).
+    pub(super) settled: bool,
 }
 
 impl LogEntry {
@@ -237,6 +244,45 @@ impl Catalogue {
     /// The point of this id.
     pub fn point(&self, id: PointId) -> Option<&Point> {
         self.points.iter().find(|point| point.id == id)
+    }
+
+    /// The stretches of the chain that no point lies within, each up to the log that a point
+    /// ends, in order. Logs behind the newest point are in none: the next point may yet come.
+    pub(super) fn stretches(&self) -> Vec<Range<usize>> {
+        let no_point = self.points.is_empty().then(|| self.last_epoch());
+        let ends = self.points.iter().map(|point| point.epoch).chain(no_point);
+        let mut start = 0;
+        let mut stretches = Vec::new();
+        for epoch in ends {
+            let end = self.logs.partition_point(|log| log.last <= epoch);
+            if end > start {
+                stretches.push(start..end);
+            }
+            start = end;
+        }
+        stretches
+    }
+
+    /// Takes points off the list. The logs behind each of them now follow what lies before it
+    /// without a point in between.
+    pub(super) fn drop_points(&mut self, dropped: &[PointId]) {
+        let is_dropped = |point: &Point| dropped.contains(&point.id);
+        let epochs: Vec<Epoch> = self
+            .points
+            .iter()
+            .filter(|point| is_dropped(point))
+            .map(|point| point.epoch)
+            .collect();
+        self.points.retain(|point| !is_dropped(point));
+        for dropped in epochs {
+            let mut kept = self.points.iter().map(|point| point.epoch);
+            let end = kept.find(|&epoch| epoch >= dropped);
+            let joined = self
+                .logs
+                .iter_mut()
+                .filter(|log| log.first > dropped && end.is_none_or(|end| log.last <= end));
+            joined.for_each(|log| log.settled = false);
+        }
     }
 
     /// What the volume's logs and retired logs take, in bytes; a raw base is not counted.

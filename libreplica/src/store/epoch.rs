@@ -5,7 +5,7 @@ use std::io::BufWriter;
 
 use hrl_format::id::LogId;
 use hrl_format::record::{Record, Tag};
-use hrl_format::units::{ByteLen, Epoch, Sequence, Timestamp};
+use hrl_format::units::{ByteLen, Epoch, Sequence, Timestamp, VolumeSize};
 use hrl_format::{LogHeader, LogOptions, LogWriter, Seal, VolumeKey};
 
 use super::durable::{self, StoreFile};
@@ -14,7 +14,7 @@ use super::lease;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// Frames are gathered until they are this long; longer ones go to the file as they are.
-const BUFFER: usize = 1 << 20;
+pub(super) const BUFFER: usize = 1 << 20;
 /// A log should not grow past this.
 const MOST_BYTES: u64 = 1 << 30;
 /// Nor its index: in memory it takes 50 bytes an entry while the log is written.
@@ -31,6 +31,9 @@ pub struct EpochLog {
     folder: VolumeFolder,
     name: LogName,
     tags: Vec<Tag>,
+    /// How many bytes of the volume it says something about, at most.
+    covers: ByteLen,
+    size: VolumeSize,
 }
 
 /// A sealed and synced log that still lies in `incoming/`.
@@ -39,6 +42,7 @@ pub(super) struct SealedEpoch {
     pub(super) seal: Seal,
     pub(super) tags: Vec<Tag>,
     pub(super) name: LogName,
+    pub(super) covers: ByteLen,
 }
 
 const APPEND: &str = "append to the log";
@@ -61,6 +65,8 @@ impl EpochLog {
             folder: folder.clone(),
             name,
             tags: Vec::new(),
+            covers: ByteLen::ZERO,
+            size: header.volume_size,
         };
         let writer = LogWriter::create(file, header, options, key);
         epoch.writer = Some(writer.map_err(|e| Error::log("begin a log", e).path(path))?);
@@ -111,10 +117,27 @@ impl EpochLog {
             _ => {}
         }
         let appended = self.writer()?.append(record, time);
-        appended.map_err(|e| {
+        let sequence = appended.map_err(|e| {
             let path = self.folder.incoming_log(&self.name);
             lease::explain_full(&self.folder, Error::log(APPEND, e).path(path))
-        })
+        })?;
+        self.note(record);
+        Ok(sequence)
+    }
+
+    /// Counts what a record says something about.
+    fn note(&mut self, record: &Record<&[u8]>) {
+        let covered = match record {
+            Record::Write { extent, .. }
+            | Record::Zeroes { extent }
+            | Record::Discard { extent } => extent.len().get(),
+            Record::Resize { size } => {
+                let before = std::mem::replace(&mut self.size, *size);
+                before.get().abs_diff(size.get())
+            }
+            Record::Tag(_) => 0,
+        };
+        self.covers = ByteLen::new(self.covers.get().saturating_add(covered));
     }
 
     fn writer(&mut self) -> Result<&mut LogWriter<BufWriter<StoreFile>>> {
@@ -146,6 +169,7 @@ impl EpochLog {
             seal,
             tags: std::mem::take(&mut self.tags),
             name: self.name,
+            covers: self.covers,
         })
     }
 }

@@ -2,9 +2,14 @@
 //! given back. Never past the oldest point, and a point that is read stays listed, so never past
 //! an open one either.
 //!
-//! In this order: the logs' final state is written into the image, and synced; the catalogue that
-//! begins behind them is made durable; when no reader of an older view is left, the logs
-//! are deleted. A crash before the catalogue leaves an image whose every changed byte is still
+//! Where there is no image, with a key, the logs up to the oldest point are the base, and folding
+//! keeps them few and short: neighbours are merged (`merge.rs`), and logs of which much has
+//! become useless written anew (`compact.rs`). So are the logs between two points, with a key
+//! or without.
+//!
+//! Into an image logs go in this order: their final state is written and synced; the catalogue
+//! that begins behind them is made durable; when no reader of an older view is left, they are
+//! deleted. A crash before the catalogue leaves an image whose every changed byte is still
 //! covered by the logs over it; a crash after it leaves files that the catalogue lists as retired.
 
 use hrl_format::units::{ByteLen, VolumeSize};
@@ -15,12 +20,9 @@ use super::catalogue::{Base, LogEntry, RetiredLog};
 use super::durable;
 use super::frames::Frames;
 use super::lease;
-use super::sources::open_chain;
+use super::sources::{blame, open_chain};
 use super::writer::VolumeWriter;
-use crate::error::{Error, ErrorKind, Result};
-
-/// Logs are folded together up to this, so that what several of them wrote is written once.
-const STEP_BYTES: u64 = 256 << 20;
+use crate::error::{ErrorKind, Result};
 
 const FOLD: &str = "fold logs into the base";
 
@@ -36,12 +38,25 @@ pub enum FoldStep {
         /// How long they were, in bytes.
         bytes: ByteLen,
     },
+    /// Logs became one.
+    Merged {
+        /// How many.
+        logs: usize,
+        /// How long they were, in bytes.
+        bytes: ByteLen,
+    },
+    /// A log was written anew, without what is no longer needed of it.
+    Compacted {
+        /// How long it was, in bytes.
+        bytes: ByteLen,
+    },
 }
 
 impl VolumeWriter {
-    /// Folds the oldest logs that no point needs, some 256 MiB of them, and deletes logs that
-    /// earlier steps folded and the last reader has let go of. To be called until it says
-    /// [`FoldStep::Nothing`].
+    /// Gives back room that no point needs, some 256 MiB at a time: folds the oldest logs into the
+    /// base image, or merges and compacts those of an encrypted base; the same with logs between
+    /// points that were dropped. Deletes logs that earlier steps replaced and the last reader has
+    /// let go of. To be called until it says [`FoldStep::Nothing`].
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`] if a log does not hold what it must, which then stays;
@@ -49,18 +64,34 @@ impl VolumeWriter {
     /// has holes, folding needs room before it gives some back: [`ErrorKind::Full`].
     pub fn fold_step(&mut self) -> Result<FoldStep> {
         self.usable()?;
-        let count = self.foldable();
-        let step = match (self.catalogue.key, count) {
-            (_, 0) | (Some(_), _) => FoldStep::Nothing,
-            (None, count) => match self.fold_into_image(count) {
-                // A single log needs less room before it gives some back.
-                Err(e) if e.kind() == ErrorKind::Full && count > 1 => self.fold_into_image(1),
-                folded => folded,
-            }
-            .map_err(|e| lease::explain_full(&self.folder, e))?,
-        };
+        let step = self.next_step();
+        let step = step.map_err(|e| lease::explain_full(&self.folder, e))?;
         self.delete_retired()?;
         Ok(step)
+    }
+
+    /// What needs less room is tried where there is none: it may give some back.
+    fn next_step(&mut self) -> Result<FoldStep> {
+        let is_full =
+            |step: &Result<FoldStep>| matches!(step, Err(e) if e.kind() == ErrorKind::Full);
+        let foldable = self.foldable();
+        if self.catalogue.key.is_none() && foldable > 0 {
+            let folded = self.fold_into_image(foldable);
+            if is_full(&folded) && foldable > 1 {
+                return self.fold_into_image(1);
+            }
+            return folded;
+        }
+        let Some(range) = self.mergeable() else {
+            return self.compact_step();
+        };
+        let merged = self.merge(range);
+        if is_full(&merged)
+            && let Ok(step @ FoldStep::Compacted { .. }) = self.compact_step()
+        {
+            return Ok(step);
+        }
+        merged
     }
 
     /// How many of the oldest logs no point needs.
@@ -75,7 +106,7 @@ impl VolumeWriter {
         let mut bytes = 0;
         let fits = |log: &&LogEntry| {
             bytes += log.bytes.get();
-            bytes <= STEP_BYTES
+            bytes <= self.log_bytes.get()
         };
         let logs = &self.catalogue.logs[..foldable];
         let count = logs.iter().take_while(fits).count().max(1);
@@ -112,7 +143,7 @@ impl VolumeWriter {
         let mut frames = Frames::default();
         base.resize(size)?;
         for piece in Overlay::new(indexes, size) {
-            let piece = piece.map_err(|e| Error::log(FOLD, e).path(self.folder.logs()))?;
+            let piece = piece.map_err(|e| blame(&logs, FOLD, e))?;
             match piece.kind() {
                 ExtentKind::Write => {
                     let bytes = frames.bytes_of(&logs, &piece)?;

@@ -81,7 +81,7 @@ fn check_place(catalogue: &Catalogue, header: &LogHeader) -> Result<(), String> 
 
 /// What an ingested log adds to the catalogue.
 pub(super) fn added(catalogue: &Catalogue, log: &SealedEpoch) -> Result<(LogEntry, Vec<Point>)> {
-    let entry = entry_of(&log.header, &log.seal);
+    let entry = entry_of(&log.header, &log.seal, log.covers);
     let mut points: Vec<Point> = Vec::new();
     for tag in &log.tags {
         let known = catalogue.point(tag.id).is_some() || points.iter().any(|p| p.id == tag.id);
@@ -98,7 +98,8 @@ pub(super) fn added(catalogue: &Catalogue, log: &SealedEpoch) -> Result<(LogEntr
     Ok((entry, points))
 }
 
-pub(super) fn entry_of(header: &LogHeader, seal: &Seal) -> LogEntry {
+/// What the catalogue says of a log that says something about `covers` bytes of the volume.
+pub(super) fn entry_of(header: &LogHeader, seal: &Seal, covers: ByteLen) -> LogEntry {
     let stands_for = header.stands_for.and_then(|end| {
         let seal = end.seal?;
         Some(LogLink { log: end.log, seal })
@@ -111,6 +112,8 @@ pub(super) fn entry_of(header: &LogHeader, seal: &Seal) -> LogEntry {
         last: header.epochs.last,
         size: seal.volume_size,
         bytes: seal.file_len,
+        covers,
+        settled: false,
     }
 }
 

@@ -2,7 +2,8 @@
 //! logs over it, and a catalogue of recovery points (docs/store.md). Ingest is one sequential
 //! write. A point is read through the sorted indexes of the logs up to it, newest first, over the
 //! base. Retention drops points, folds the logs that no point needs into the base, and
-//! gives their room back.
+//! gives their room back. The base of an encrypted volume is itself a chain of sealed logs;
+//! there, folding merges logs and writes them anew without what is no longer needed.
 //!
 //! Everything is crash-safe by order alone: data before the pointer to it. The catalogue is
 //! the only pointer; a file that it does not name is the trace of something interrupted.
@@ -13,6 +14,7 @@ mod catalogue;
 mod catalogue_file;
 mod check;
 mod check_points;
+mod compact;
 mod durable;
 mod epoch;
 mod fold;
@@ -24,10 +26,12 @@ mod layers;
 mod layout;
 mod lease;
 mod lock;
+mod merge;
 mod output;
 mod point_reader;
 mod reader;
 mod recover;
+mod remake;
 mod restore;
 mod retain;
 mod sources;

@@ -50,8 +50,7 @@ impl VolumeWriter {
             return Ok(retained);
         }
         let mut next = self.catalogue.clone();
-        next.points
-            .retain(|point| !retained.dropped.contains(&point.id));
+        next.drop_points(&retained.dropped);
         self.save(next)
             .map_err(|e| lease::explain_full(&self.folder, e))?;
         for id in &retained.dropped {

@@ -15,7 +15,7 @@ use hrl_format::{Log, ReadAt, VolumeKey};
 use super::catalogue::LogEntry;
 use super::durable::damaged;
 use super::layout::VolumeFolder;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// How many log files one reader keeps open: a quarter of the usual limit of a process.
 const OPEN_FILES: usize = 256;
@@ -130,6 +130,24 @@ pub(super) fn open_chain(
         chain.push(log);
     }
     Ok(chain)
+}
+
+/// An error of reading several logs as one, which does not say whose it is: of the log that is
+/// damaged, if one is.
+pub(super) fn blame(
+    logs: &[StoredLog],
+    operation: &'static str,
+    error: hrl_format::Error,
+) -> Error {
+    let first = |log: &StoredLog| log.log.check().ok()?.problems.into_iter().next();
+    let generic = Error::log(operation, error);
+    if generic.kind() != ErrorKind::Damaged {
+        return generic;
+    }
+    let found = logs
+        .iter()
+        .find_map(|log| Some(log.error(operation, first(log)?)));
+    found.unwrap_or(generic)
 }
 
 /// Whether `log` is the successor of `before`.

@@ -64,10 +64,18 @@ pub struct VolumeWriter {
     pub(super) catalogue: Catalogue,
     sequence: u64,
     pub(super) key: Option<VolumeKey>,
-    options: LogOptions,
+    pub(super) options: LogOptions,
     trust: Trust,
+    /// How long the logs grow that the store makes of its own: those of an encrypted base, and
+    /// merged ones. Up to this, logs are folded at a time.
+    pub(super) log_bytes: ByteLen,
+    /// Logs of which too little is needed still, the one with the least last.
+    pub(super) sparse: Vec<LogId>,
     _lock: Lock,
 }
+
+/// Small enough to be written anew in a few seconds.
+const LOG_BYTES: ByteLen = ByteLen::new(256 << 20);
 
 /// Whether what is in memory is what is on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +99,8 @@ pub struct Committed {
     pub bytes: ByteLen,
 }
 
+const OPEN: &str = "open the volume for writing";
+
 impl Store {
     /// Opens a volume for writing, and puts right what a crash left behind.
     ///
@@ -99,16 +109,30 @@ impl Store {
     /// key is missing or another, or it is not and one was given; [`ErrorKind::NotFound`];
     /// [`ErrorKind::Damaged`] if neither copy of the catalogue can be used.
     pub fn volume_writer(&self, id: VolumeId, key: Option<VolumeKey>) -> Result<VolumeWriter> {
-        const OPEN: &str = "open the volume for writing";
+        if key.is_none() {
+            let catalogue = catalogue_file::load(&self.volume_folder(id))?.catalogue;
+            check_key_given(&catalogue, key.as_ref())?;
+        }
+        self.open_writer(id, key)
+    }
+
+    /// Opens a volume for its upkeep alone: retention, folding, dropping a point. For that an
+    /// encrypted one needs no key; frames are then moved as they are, and those of which little is
+    /// needed still wait for a writer with the key.
+    ///
+    /// # Errors
+    /// Those of [`Store::volume_writer`], the key's aside.
+    pub fn volume_keeper(&self, id: VolumeId) -> Result<VolumeWriter> {
+        self.open_writer(id, None)
+    }
+
+    fn open_writer(&self, id: VolumeId, key: Option<VolumeKey>) -> Result<VolumeWriter> {
         let folder = self.volume_folder(id);
         // Before the lock, which would make its file in a folder that is none of a volume.
         catalogue_file::load(&folder)?;
         let lock = Lock::take(&folder.lock(), OPEN)?;
         let loaded = catalogue_file::load(&folder)?;
         check_key(&loaded.catalogue, key.as_ref(), OPEN)?;
-        if loaded.catalogue.key.is_some() && key.is_none() {
-            return Err(key_missing(&loaded.catalogue, OPEN));
-        }
         let mut writer = VolumeWriter {
             folder,
             catalogue: loaded.catalogue,
@@ -116,6 +140,8 @@ impl Store {
             key,
             options: LogOptions::default(),
             trust: Trust::Sound,
+            log_bytes: LOG_BYTES,
+            sparse: Vec::new(),
             _lock: lock,
         };
         if loaded.stale.is_some() {
@@ -158,6 +184,14 @@ pub(super) fn check_key(
     }
 }
 
+/// Whether the volume can be written to: an encrypted one not without the key.
+fn check_key_given(catalogue: &Catalogue, key: Option<&VolumeKey>) -> Result<()> {
+    match (catalogue.key, key) {
+        (Some(_), None) => Err(key_missing(catalogue, OPEN)),
+        _ => Ok(()),
+    }
+}
+
 impl VolumeWriter {
     /// What the store holds of the volume now.
     pub fn catalogue(&self) -> &Catalogue {
@@ -176,6 +210,7 @@ impl VolumeWriter {
     /// before them stay.
     pub fn begin_baseline(&mut self) -> Result<Baseline<'_>> {
         self.usable()?;
+        check_key_given(&self.catalogue, self.key.as_ref())?;
         if self.catalogue.base.is_some() {
             return Err(Error::new(ErrorKind::State, "begin the first full copy")
                 .volume(self.catalogue.volume)
@@ -192,6 +227,7 @@ impl VolumeWriter {
     /// [`ErrorKind::State`] before the first full copy; what the system refuses.
     pub fn begin_epoch(&self) -> Result<EpochLog> {
         self.usable()?;
+        check_key_given(&self.catalogue, self.key.as_ref())?;
         if self.catalogue.base.is_none() {
             return Err(Error::new(ErrorKind::State, "begin an epoch")
                 .volume(self.catalogue.volume)

@@ -3,6 +3,7 @@
 
 mod crash;
 mod damage;
+mod fold;
 mod folder;
 mod model;
 mod place;

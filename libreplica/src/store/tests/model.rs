@@ -41,8 +41,13 @@ pub(super) struct History {
     pub(super) key: Option<VolumeKey>,
     pub(super) model: Model,
     pub(super) random: Random,
+    /// How long the logs grow that the store makes of its own.
+    pub(super) log_bytes: ByteLen,
     clock: i64,
 }
+
+/// So short that a few epochs fill a log.
+pub(super) const SHORT: ByteLen = ByteLen::new(192 << 10);
 
 impl History {
     /// A new store in `path`, its volume still without a base.
@@ -62,14 +67,24 @@ impl History {
                 points: Vec::new(),
             },
             random,
+            log_bytes: ByteLen::new(256 << 20),
             clock: 1_000,
         }
     }
 
     pub(super) fn writer(&self) -> VolumeWriter {
-        self.store
-            .volume_writer(self.volume, self.key.clone())
-            .unwrap()
+        let writer = self.store.volume_writer(self.volume, self.key.clone());
+        self.limited(writer.unwrap())
+    }
+
+    /// The writer that needs no key.
+    pub(super) fn keeper(&self) -> VolumeWriter {
+        self.limited(self.store.volume_keeper(self.volume).unwrap())
+    }
+
+    fn limited(&self, mut writer: VolumeWriter) -> VolumeWriter {
+        writer.log_bytes = self.log_bytes;
+        writer
     }
 
     pub(super) fn reader(&self) -> VolumeReader {
@@ -330,11 +345,14 @@ fn cases() -> std::ops::Range<u64> {
 fn live(seed: u64, key: Option<VolumeKey>) {
     let scratch = Scratch::in_memory();
     let mut history = History::begin(&scratch.path().join("store"), key, seed);
+    if !seed.is_multiple_of(4) {
+        history.log_bytes = SHORT;
+    }
     let mut writer = history.writer();
     history.baseline(&mut writer);
     let mut held: Vec<(PointReader, Vec<u8>)> = Vec::new();
-    for _ in 0..30 {
-        match history.random.below(10) {
+    for _ in 0..40 {
+        match history.random.below(11) {
             0 | 1 => {
                 let leased = history.retain(&mut writer);
                 let is_held = |id: &PointId| held.iter().any(|(open, _)| open.point().id == *id);
@@ -352,6 +370,14 @@ fn live(seed: u64, key: Option<VolumeKey>) {
             }
             5 => held.truncate(1),
             6 => {
+                drop(writer);
+                let mut keeper = history.keeper();
+                history.retain(&mut keeper);
+                while keeper.fold_step().unwrap() != FoldStep::Nothing {}
+                drop(keeper);
+                writer = history.writer();
+            }
+            7 => {
                 // An epoch that fails leaves no trace.
                 let mut epoch = writer.begin_epoch().unwrap();
                 let model = history.model.clone();

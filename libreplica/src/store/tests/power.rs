@@ -11,7 +11,7 @@ use hrl_format::units::Epoch;
 
 use super::Scratch;
 use super::crash::{self, KILL_AT, Loss};
-use super::model::{History, Known, same};
+use super::model::{History, Known, SHORT, same};
 use super::random::Random;
 use crate::error::ErrorKind;
 use crate::store::{FoldStep, PointReader, Store, VolumeWriter};
@@ -34,9 +34,12 @@ fn key_of(seed: u64) -> Option<VolumeKey> {
     (seed % 2 == 1).then(|| VolumeKey::from_bytes([seed as u8; 32]))
 }
 
-/// A history with all that the store can do to its folder; `done` is called after each call.
-fn live(path: &Path, seed: u64, mut done: impl FnMut(&History, &VolumeWriter)) {
+/// A history with all that the store can do to its folder; `done` is called after each call. Returns
+/// the steps of folding.
+fn live(path: &Path, seed: u64, mut done: impl FnMut(&History, &VolumeWriter)) -> Vec<FoldStep> {
+    let mut steps = Vec::new();
     let mut history = History::begin(path, key_of(seed), seed);
+    history.log_bytes = SHORT;
     let mut writer = history.writer();
     done(&history, &writer);
     history.baseline(&mut writer);
@@ -53,10 +56,7 @@ fn live(path: &Path, seed: u64, mut done: impl FnMut(&History, &VolumeWriter)) {
         if round % 3 == 2 {
             history.retain(&mut writer);
             done(&history, &writer);
-            while writer.fold_step().unwrap() != FoldStep::Nothing {
-                done(&history, &writer);
-            }
-            done(&history, &writer);
+            fold(&history, &mut writer, &mut steps, &mut done);
         }
         if round == 5 {
             drop(writer);
@@ -65,8 +65,31 @@ fn live(path: &Path, seed: u64, mut done: impl FnMut(&History, &VolumeWriter)) {
         }
     }
     drop(held);
-    writer.fold_step().unwrap();
-    done(&history, &writer);
+    drop(writer);
+    // Without the key, then what that left for the key.
+    for open in [History::keeper, History::writer] {
+        let mut writer = open(&history);
+        history.retain(&mut writer);
+        done(&history, &writer);
+        fold(&history, &mut writer, &mut steps, &mut done);
+    }
+    steps
+}
+
+fn fold(
+    history: &History,
+    writer: &mut VolumeWriter,
+    steps: &mut Vec<FoldStep>,
+    done: &mut impl FnMut(&History, &VolumeWriter),
+) {
+    loop {
+        let step = writer.fold_step().unwrap();
+        done(history, writer);
+        if step == FoldStep::Nothing {
+            return;
+        }
+        steps.push(step);
+    }
 }
 
 /// Runs and records the history; what was acknowledged when, and the steps.
@@ -80,13 +103,24 @@ fn recorded(seed: u64) -> (Vec<Acknowledged>, crash::Recorder) {
     };
     let mut all = vec![nothing];
     crash::start(&path);
-    live(&path, seed, |history, writer| {
+    let steps = live(&path, seed, |history, writer| {
         all.push(Acknowledged {
             steps: crash::steps(),
             epoch: writer.catalogue().last_epoch(),
             points: history.model.points.clone(),
         });
     });
+    let merged = steps
+        .iter()
+        .any(|step| matches!(step, FoldStep::Merged { .. }));
+    let compacted = steps
+        .iter()
+        .any(|step| matches!(step, FoldStep::Compacted { .. }));
+    let folded = steps
+        .iter()
+        .any(|step| matches!(step, FoldStep::Folded { .. }));
+    assert!(merged && compacted || key_of(seed).is_none(), "{steps:?}");
+    assert_eq!(key_of(seed).is_none(), folded, "{steps:?}");
     (all, crash::stop())
 }
 
@@ -163,19 +197,26 @@ fn around(all: &[Acknowledged], at: usize) -> (&Acknowledged, Option<&Acknowledg
     (&all[next - 1], all.get(next))
 }
 
+/// How many histories are tried; each takes some ten seconds.
+fn cases() -> u64 {
+    let cases = std::env::var("REPLICA_CASES").ok();
+    cases
+        .and_then(|cases| cases.parse().ok())
+        .map_or(1, |cases: u64| cases.div_ceil(200))
+}
+
 fn crash_everywhere(seed: u64) {
     let (all, recorder) = recorded(seed);
     assert!(recorder.len() > 150, "{} steps", recorder.len());
     let mut random = Random::new(seed);
     for at in 0..=recorder.len() {
-        let some = Loss::Some(random.next());
-        for loss in [
-            Loss::Nothing,
-            Loss::Everything,
+        let parts = [
             Loss::Contents,
             Loss::Names,
-            some,
-        ] {
+            Loss::Some(random.next()),
+            Loss::Some(random.next()),
+        ];
+        for loss in [Loss::Nothing, Loss::Everything, parts[at % 4]] {
             println!("seed {seed}, crash before step {at}, {loss:?}");
             let scratch = Scratch::in_memory();
             recorder.rebuild(at, loss, scratch.path());
@@ -187,12 +228,12 @@ fn crash_everywhere(seed: u64) {
 
 #[test]
 fn a_plain_volume_survives_a_crash_at_every_step() {
-    crash_everywhere(2);
+    (1..=cases()).for_each(|case| crash_everywhere(2 * case));
 }
 
 #[test]
 fn an_encrypted_volume_survives_a_crash_at_every_step() {
-    crash_everywhere(3);
+    (1..=cases()).for_each(|case| crash_everywhere(2 * case + 1));
 }
 
 #[test]
