@@ -36,6 +36,7 @@ test-long: packages ## all tests with the full numbers: 20 kills, 1000 interrupt
 lint: ## format, clippy with warnings as errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --package libreplica --no-default-features -- -D warnings
 
 .PHONY: docs
 docs: ## the API documentation, warnings as errors
@@ -50,5 +51,5 @@ bpf-check: ## compare the committed BPF object with its source and its hash
 	scripts/bpf check
 
 .PHONY: bench
-bench: packages ## the benches: each stage, then the whole beside dd and cp
+bench: packages build ## the benches: each stage, then the whole beside dd and cp
 	$(CARGO) bench --package replica-bench

@@ -29,6 +29,10 @@ pub(super) const PROGRAMS: [(&str, &str); 3] = [
     ("bio_queue", "block_bio_queue"),
 ];
 /// The maps.
+#[cfg_attr(
+    not(feature = "ebpf"),
+    allow(dead_code, reason = "for those who attach")
+)]
 pub(super) const MAPS: [&str; 3] = ["state", "bits", "flights"];
 /// Bytes of a value in `flights`: sector 8, sectors 4, kind 4, serial 8, left 8.
 pub(super) const FLIGHT: usize = 32;

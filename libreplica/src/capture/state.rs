@@ -27,6 +27,10 @@ pub(super) const PARTS: usize = 3;
 pub(super) const EPOCH: usize = 2;
 
 /// A word's place.
+#[cfg_attr(
+    not(feature = "ebpf"),
+    allow(dead_code, reason = "for those who attach")
+)]
 #[derive(Clone, Copy)]
 #[repr(usize)]
 pub(super) enum Word {
@@ -105,6 +109,10 @@ impl Identity {
 }
 
 /// Sixteen bytes as two words.
+#[cfg_attr(
+    not(feature = "ebpf"),
+    allow(dead_code, reason = "for those who attach")
+)]
 fn pair(bytes: &[u8; 16]) -> [u64; 2] {
     let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
     [word(0), word(8)]
@@ -127,6 +135,10 @@ impl State {
         self.at(word, 0).store(value, Ordering::Release);
     }
 
+    #[cfg_attr(
+        not(feature = "ebpf"),
+        allow(dead_code, reason = "for those who attach")
+    )]
     fn set_all(&self, word: Word, values: &[u64]) {
         for (i, &value) in values.iter().enumerate() {
             self.at(word, i).store(value, Ordering::Release);
@@ -141,6 +153,10 @@ impl State {
     }
 
     /// Writes who and what; the magic last.
+    #[cfg_attr(
+        not(feature = "ebpf"),
+        allow(dead_code, reason = "for those who attach")
+    )]
     pub(super) fn set_identity(&self, identity: &Identity) {
         let layout = identity.layout();
         let geometry = identity.geometry;
