@@ -7,62 +7,14 @@
 mod devices;
 
 use std::fs::OpenOptions;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use devices::{Copy, Loop, MIB, Pinned, Random, Slow, StopAtEnd, Zram, cases, open_direct};
+use devices::load::load;
+use devices::{Copy, Loop, MIB, Pinned, Random, Slow, StopAtEnd, Zram, cases};
 use libreplica::capture::Tracker;
-use libreplica::sys::memory::AlignedMemory;
 use libreplica::units::BlockSize;
-
-/// `_IO(0x12, 119)`: discard a range.
-const BLKDISCARD: libc::c_ulong = 0x1277;
-
-/// Changes the device in every way until told to stop.
-fn load(path: &Path, sector: u64, seed: u64, stop: &AtomicBool) {
-    let mut random = Random(seed);
-    let direct = open_direct(path);
-    let buffered = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
-    let size = {
-        let mut end = &buffered;
-        std::io::Seek::seek(&mut end, std::io::SeekFrom::End(0)).unwrap()
-    };
-    let mut memory = AlignedMemory::new(256 << 10).unwrap();
-    while !stop.load(Ordering::Relaxed) {
-        let long = if random.below(10) == 0 {
-            (256 << 10) / sector
-        } else {
-            16
-        };
-        let len = (1 + random.below(long)) * sector;
-        let at = random.below((size - len) / sector + 1) * sector;
-        memory.as_mut_slice()[..len as usize].fill(random.next() as u8);
-        let bytes = &memory.as_slice()[..len as usize];
-        match random.below(20) {
-            0 => {
-                let range = [at, len];
-                // SAFETY: the kernel reads two words, which live across the call.
-                unsafe { libc::ioctl(direct.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
-            }
-            1 => {
-                let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-                // SAFETY: plain numbers and an open descriptor.
-                unsafe { libc::fallocate(direct.as_raw_fd(), mode, at as i64, len as i64) };
-            }
-            2..=5 => buffered.write_all_at(bytes, at).unwrap(),
-            // Fails when writes around the page cache have met dirty pages.
-            6 => drop(buffered.sync_data()),
-            _ => direct.write_all_at(bytes, at).unwrap(),
-        }
-    }
-}
 
 /// Loads the device from three threads while rounds are made at random moments, then stops
 /// and compares.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use std::os::fd::AsFd;
 
+use devices::load::load;
 use devices::{Loop, MIB, Pinned, StopAtEnd, Zram, drain, write_direct};
 use libreplica::capture::{Tracker, WidenCause};
 use libreplica::sys::bpf;
@@ -19,7 +20,7 @@ use libreplica::sys::memory::SharedWords;
 
 /// The words of `struct state` in track.bpf.c that are tampered with.
 const NOTED_MISSES: usize = 26;
-const STATS_OFFSET: usize = 47;
+const SURPLUS_BOUND: usize = 47;
 
 fn state_of(pinned: &Pinned) -> Arc<SharedWords> {
     let pin = pinned.spec.pin_folder().join("map_state");
@@ -38,6 +39,15 @@ fn assert_widens_once(tracker: &mut Tracker, cause: WidenCause) {
     assert_eq!(report.widened, None);
     assert_eq!(runs, []);
     assert!(tracker.counters().unwrap().widened.contains(&(cause, 1)));
+}
+
+/// Swaps before and after the second in which the kernel has surely counted what was seen.
+fn come_to_rest(tracker: &mut Tracker) {
+    for _ in 0..2 {
+        assert_eq!(drain(tracker).0.widened, None);
+        std::thread::sleep(Duration::from_millis(1050));
+    }
+    assert_eq!(drain(tracker).0.widened, None);
 }
 
 #[test]
@@ -84,7 +94,8 @@ fn sectors_that_only_the_kernel_counted() {
     let mut tracker = Tracker::attach(&pinned.spec).unwrap();
     write_direct(&disk.path, 0, 4096, 1);
     assert_eq!(drain(&mut tracker).1, [(0, 1)]);
-    state_of(&pinned).words()[STATS_OFFSET].fetch_sub(8, Ordering::Relaxed);
+    come_to_rest(&mut tracker);
+    state_of(&pinned).words()[SURPLUS_BOUND].fetch_sub(8, Ordering::Relaxed);
     assert_widens_once(&mut tracker, WidenCause::StatsDiffer);
     // Whoever stops the kernel's counting takes the comparison away, and no more.
     let switch = format!("/sys/block/{}/queue/iostats", pinned.spec.disk.name());
@@ -94,6 +105,81 @@ fn sectors_that_only_the_kernel_counted() {
     assert_eq!((report.widened, runs), (None, vec![(1, 2)]));
     std::fs::write(&switch, "1").unwrap();
     assert_eq!(drain(&mut tracker).0.widened, None);
+}
+
+#[test]
+fn sectors_that_the_kernel_did_not_count() {
+    let disk = Loop::new(16 * MIB);
+    let pinned = Pinned::new(&disk.path);
+    let mut tracker = Tracker::attach(&pinned.spec).unwrap();
+    come_to_rest(&mut tracker);
+    // Off and on again between two swaps.
+    let switch = format!("/sys/block/{}/queue/iostats", pinned.spec.disk.name());
+    std::fs::write(&switch, "0").unwrap();
+    write_direct(&disk.path, 8192, 4096, 1);
+    std::fs::write(&switch, "1").unwrap();
+    assert_eq!(drain(&mut tracker).0.widened, None);
+    // The bound has come down with the surplus: a single sector is told.
+    come_to_rest(&mut tracker);
+    state_of(&pinned).words()[SURPLUS_BOUND].fetch_sub(1, Ordering::Relaxed);
+    assert_widens_once(&mut tracker, WidenCause::StatsDiffer);
+}
+
+/// Takes away the program that sees requests end.
+fn blind(pinned: &Pinned, tracker: &Tracker) {
+    std::fs::remove_file(pinned.spec.pin_folder().join("link_rq_complete")).unwrap();
+    let began = Instant::now();
+    // The kernel does it in its own time; until then, the program sees.
+    loop {
+        let before = tracker.counters().unwrap().requests;
+        write_direct(pinned.spec.disk.path(), 0, 4096, 1);
+        if tracker.counters().unwrap().requests == before {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_program_that_is_gone() {
+    let disk = Loop::new(16 * MIB);
+    let pinned = Pinned::new(&disk.path);
+    let mut tracker = Tracker::attach(&pinned.spec).unwrap();
+    come_to_rest(&mut tracker);
+    blind(&pinned, &tracker);
+    assert_widens_once(&mut tracker, WidenCause::StatsDiffer);
+    for count in 2..5 {
+        write_direct(&disk.path, 0, 512, 1);
+        let (report, _) = drain(&mut tracker);
+        assert_eq!(report.widened, Some(WidenCause::StatsDiffer));
+        let counters = tracker.counters().unwrap();
+        assert_eq!(counters.widened, [(WidenCause::StatsDiffer, count)]);
+        assert_eq!(drain(&mut tracker).0.widened, None);
+    }
+}
+
+#[test]
+fn a_program_that_is_gone_from_a_disk_that_never_rests() {
+    let disk = Loop::new(16 * MIB);
+    let pinned = Pinned::new(&disk.path);
+    let mut tracker = Tracker::attach(&pinned.spec).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stop = StopAtEnd(&stop);
+        scope.spawn(|| load(&disk.path, 512, 1, &stop));
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(3) {
+            assert_eq!(drain(&mut tracker).0.widened, None);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        std::fs::remove_file(pinned.spec.pin_folder().join("link_rq_complete")).unwrap();
+        let began = Instant::now();
+        while drain(&mut tracker).0.widened != Some(WidenCause::StatsDiffer) {
+            assert!(began.elapsed() < Duration::from_secs(60), "nothing is told");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
 }
 
 #[test]

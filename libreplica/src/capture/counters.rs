@@ -19,7 +19,7 @@ pub enum WidenCause {
     BeyondEnd,
     /// The kernel skipped a program that was already running on that CPU.
     MissedEvents,
-    /// The kernel counted other sectors than were seen.
+    /// The kernel counted sectors that were not seen.
     StatsDiffer,
     /// The caller said so: a first copy, tracking that was lost.
     Asked,
@@ -65,7 +65,7 @@ impl fmt::Display for WidenCause {
             Self::Range => "a range that could not be marked",
             Self::BeyondEnd => "a write behind the end of the volume",
             Self::MissedEvents => "the kernel skipped an event",
-            Self::StatsDiffer => "the kernel counted other writes than were seen",
+            Self::StatsDiffer => "the kernel counted writes that were not seen",
             Self::Asked => "asked for",
         })
     }

@@ -3,14 +3,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use crate::bitmap::Bitmap;
+use crate::capture::balance::Balance;
 use crate::capture::counters::{Counters, InFlight, WidenCause};
 use crate::capture::pins::{FLIGHT, PROGRAMS, Pins};
-use crate::capture::proof::WriteCounts;
 use crate::capture::state::{PARTS, PROGRAM_CAUSES, Word};
-use crate::device::{BlockDevice, IoStats, Queue};
+use crate::device::{BlockDevice, IoStats};
 use crate::error::{IoContext, Result};
 use crate::geometry::Geometry;
 use crate::sys::bpf;
@@ -28,7 +27,7 @@ pub(super) struct Instance {
 pub(super) struct Causes {
     counted: [u64; PROGRAM_CAUSES],
     misses: [u64; PROGRAMS.len()],
-    stats_offset: Option<u64>,
+    balance: Balance,
     grown: Vec<WidenCause>,
 }
 
@@ -41,21 +40,15 @@ impl Causes {
 /// How many noted writes are looked through at a time.
 const MOST_STALE: usize = 1 << 16;
 
-/// What comparing with the kernel's counters has shown.
-enum Comparison {
-    /// Not now, or not on this disk.
-    Impossible,
-    /// The same difference as ever, which this is.
-    Same(u64),
-    /// Another difference than before.
-    Differs(u64),
-}
-
 impl Instance {
-    /// Reads all causes. To be called when no program holds the bitmap being drained.
-    pub(super) fn causes(&self) -> Result<Causes> {
+    /// Reads all causes beside `balance`. To be called when no program holds the bitmap
+    /// being drained.
+    pub(super) fn causes(&self, balance: Balance) -> Result<Causes> {
         let state = &self.pins.state;
-        let mut causes = Causes::default();
+        let mut causes = Causes {
+            balance,
+            ..Causes::default()
+        };
         for (i, &cause) in WidenCause::ALL.iter().take(PROGRAM_CAUSES).enumerate() {
             causes.counted[i] = state.at(Word::Causes, i).load(Ordering::Acquire);
             if causes.counted[i] != state.at(Word::NotedCauses, i).load(Ordering::Acquire) {
@@ -70,13 +63,8 @@ impl Instance {
         if missed {
             causes.grown.push(WidenCause::MissedEvents);
         }
-        match self.compare_with_kernel()? {
-            Comparison::Impossible => {}
-            Comparison::Same(offset) => causes.stats_offset = Some(offset),
-            Comparison::Differs(offset) => {
-                causes.stats_offset = Some(offset);
-                causes.grown.push(WidenCause::StatsDiffer);
-            }
+        if matches!(balance, Balance::Missed(_)) {
+            causes.grown.push(WidenCause::StatsDiffer);
         }
         Ok(causes)
     }
@@ -97,9 +85,9 @@ impl Instance {
                 .at(Word::NotedMisses, i)
                 .store(misses, Ordering::Release);
         }
-        if let Some(offset) = causes.stats_offset {
-            state.set(Word::StatsOffset, offset);
-            state.set(Word::StatsNoted, 1);
+        if let Some(bound) = causes.balance.bound() {
+            state.set(Word::SurplusBound, bound);
+            state.set(Word::SurplusBounded, 1);
         }
     }
 
@@ -113,35 +101,6 @@ impl Instance {
                 .unwrap_or(0);
         }
         Ok(misses)
-    }
-
-    /// Compares the sectors that were seen in requests with what the kernel has counted;
-    /// possible only while nothing is in flight. Their difference must never change.
-    fn compare_with_kernel(&self) -> Result<Comparison> {
-        let state = &self.pins.state;
-        if self.disk.queue() != Queue::Requests {
-            return Ok(Comparison::Impossible);
-        }
-        if self.disk.io_stats()? == IoStats::Off {
-            state.set(Word::StatsNoted, 0);
-            return Ok(Comparison::Impossible);
-        }
-        let mut offset = 0;
-        // A request is seen a moment before it is counted: look twice before complaining.
-        for _ in 0..3 {
-            let before = WriteCounts::now(&self.disk)?;
-            let seen = state.get(Word::RequestSectors);
-            if before.in_flight != 0 || before != WriteCounts::now(&self.disk)? {
-                return Ok(Comparison::Impossible);
-            }
-            offset = (before.write_sectors + before.discard_sectors).wrapping_sub(seen);
-            let noted = state.get(Word::StatsNoted) != 0;
-            if !noted || offset == state.get(Word::StatsOffset) {
-                return Ok(Comparison::Same(offset));
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(Comparison::Differs(offset))
     }
 
     pub(super) fn dirty_blocks(&self) -> u64 {

@@ -25,6 +25,7 @@
 //! Nothing that was marked is forgotten before [`Tracker::acknowledge`]: what a round has
 //! drained stays in a third bitmap beside the two that are swapped, in pinned memory too.
 
+mod balance;
 mod counters;
 mod instance;
 #[cfg(feature = "ebpf")]

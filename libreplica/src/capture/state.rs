@@ -16,7 +16,7 @@ use crate::units::{BlockSize, SectorSize, VolumeSize};
 /// "HRLTRACK".
 const MAGIC: u64 = u64::from_be_bytes(*b"HRLTRACK");
 /// Changes with the programs' behaviour and with the words' meaning.
-pub(super) const VERSION: u64 = 1;
+pub(super) const VERSION: u64 = 2;
 /// How many words there are.
 pub(super) const WORDS: usize = 88;
 /// The kernel's unit of sectors.
@@ -54,8 +54,8 @@ pub(super) enum Word {
     NotedMisses = 26,
     NotedCauses = 29,
     Widened = 37,
-    StatsNoted = 46,
-    StatsOffset = 47,
+    SurplusBounded = 46,
+    SurplusBound = 47,
     Submitted = 48,
     SubmittedSectors = 49,
     Completed = 56,

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bitmap::Bitmap;
+use crate::capture::balance::Scales;
 use crate::capture::counters::{Counters, InFlight, WidenCause};
 use crate::capture::instance::{Instance, Observer};
 #[cfg(feature = "ebpf")]
@@ -63,6 +64,7 @@ impl Grace {
 pub struct Tracker {
     instance: Arc<Instance>,
     grace: Grace,
+    scales: Scales,
     /// The part that is being drained.
     round: Option<usize>,
 }
@@ -101,7 +103,7 @@ impl Tracker {
         // What somebody left who was killed while attaching, or failed to.
         pins::clear_unfinished(&folder)?;
         load(spec)?;
-        let started = Self::open(spec, grace).and_then(|tracker| {
+        let started = Self::open(spec, grace).and_then(|mut tracker| {
             tracker.begin()?;
             Ok(tracker)
         });
@@ -122,7 +124,7 @@ impl Tracker {
     /// though it may be back; [`ErrorKind::Resized`] if its size or the block size differ;
     /// [`ErrorKind::Unsupported`] for pins of another version; [`ErrorKind::Damaged`].
     pub fn adopt(spec: &AttachSpec) -> Result<Self> {
-        let tracker = Self::open(spec, Grace::pick()?)?;
+        let mut tracker = Self::open(spec, Grace::pick()?)?;
         spec.disk.still_there()?;
         if tracker.instance.pins.state.get(Word::Probing) != probe::OFF {
             // Somebody was killed between attaching and the proof.
@@ -152,13 +154,14 @@ impl Tracker {
         Ok(Self {
             instance,
             grace,
+            scales: Scales::default(),
             round: None,
         })
     }
 
     /// The first moments: proves that the disk is seen, and lets go by what was in flight
     /// when the programs were attached.
-    fn begin(&self) -> Result<()> {
+    fn begin(&mut self) -> Result<()> {
         let Instance { pins, disk, .. } = &*self.instance;
         probe::probe(disk, &pins.state)?;
         if disk.queue() == Queue::Bios {
@@ -169,7 +172,8 @@ impl Tracker {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
-        let causes = self.instance.causes()?;
+        let balance = self.scales.weigh(disk, &pins.state)?;
+        let causes = self.instance.causes(balance)?;
         self.instance.note(&causes);
         Ok(())
     }
@@ -201,7 +205,8 @@ impl Tracker {
         state.set(Word::Active, (old ^ 1) as u64);
         self.grace.wait()?;
 
-        let causes = self.instance.causes()?;
+        let balance = self.scales.weigh(&self.instance.disk, state)?;
+        let causes = self.instance.causes(balance)?;
         let widened = causes.first();
         let drained = self.part(old);
         if widened.is_some() {

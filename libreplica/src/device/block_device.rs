@@ -244,6 +244,12 @@ impl BlockDevice {
         }
     }
 
+    /// Whether they also count commands sent past the block layer
+    /// (`queue/iostats_passthrough`, since Linux 6.13).
+    pub fn counts_commands(&self) -> bool {
+        sysfs::text(&self.folder, "queue/iostats_passthrough").is_some_and(|on| on == "1")
+    }
+
     /// How many writes the kernel has in flight on it now.
     ///
     /// # Errors

@@ -4,6 +4,8 @@
 // Each test file uses a part of it, and a panic is how a test says no.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod load;
+
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -184,9 +186,15 @@ pub struct Mounted {
 
 impl Mounted {
     pub fn new(device: &Path) -> Self {
+        Self::with(device, "defaults")
+    }
+
+    /// With options for mount.
+    pub fn with(device: &Path, options: &str) -> Self {
         let at = PathBuf::from(format!("/tmp/replica-capture-{}", unique()));
         fs::create_dir(&at).unwrap();
-        run("mount", &[device.to_str().unwrap(), at.to_str().unwrap()]);
+        let (device, folder) = (device.to_str().unwrap(), at.to_str().unwrap());
+        run("mount", &["-o", options, device, folder]);
         Self { at }
     }
 }
