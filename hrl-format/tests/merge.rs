@@ -6,10 +6,12 @@
 mod common;
 
 use common::{Flavour, Model, Timed, VOLUME, cases, chain, flavour, forge, records, tags};
+use hrl_format::layout::PAGE;
 use hrl_format::record::{Record, Tag};
 use hrl_format::units::{ByteLen, VolumeSize};
 use hrl_format::{
     ErrorKind, ExtentKind, FrameBuffer, Gather, Log, MergeWay, Overlay, Proof, check, merge,
+    salvage,
 };
 use proptest::prelude::*;
 
@@ -69,6 +71,47 @@ proptest! {
         prop_assert_eq!(Model::by_index(&log), expected);
         prop_assert_eq!(tags(&log), kept);
         prop_assert_eq!(merged.dropped.len() + tags(&log).len(), all);
+    }
+
+    #[test]
+    fn a_salvaged_log_merges_as_what_is_left_of_it(
+        records in records(60), cuts in prop::collection::vec(0usize..60, 1..4),
+        flavour in flavour(), torn in any::<prop::sample::Index>(), with_key in any::<bool>(),
+    ) {
+        let key = flavour.key();
+        let mut logs = chain(&records, &cuts, flavour);
+        // The newest is torn somewhere, as if its writer had died.
+        let last = logs.pop().unwrap();
+        let mut expected = Model::new(VolumeSize::new(VOLUME));
+        for log in &logs {
+            let (records, _) = common::scan(log.source(), key.as_ref());
+            records.iter().for_each(|(record, _)| expected.apply(record));
+        }
+        let file = last.into_source();
+        let whole = &file[..PAGE + torn.index(file.len() - 2 * PAGE + 1)];
+        let (left, _) = common::scan(whole, key.as_ref());
+        left.iter().for_each(|(record, _)| expected.apply(record));
+        let salvager = key.as_ref().filter(|_| with_key);
+        let (salvaged, _) = salvage(whole, Vec::new(), salvager).unwrap();
+        logs.push(Log::open(salvaged, key.as_ref()).unwrap());
+
+        let (file, _) = merge(&logs, Vec::new(), &flavour.options()).unwrap();
+        let log = Log::open(&file, key.as_ref()).unwrap();
+        let report = log.check().unwrap();
+        prop_assert!(report.is_sound(), "{:?}", report.problems);
+        prop_assert_eq!(Model::by_index(&log), expected.clone());
+        let (file, _) = merge(&keyless(&logs), Vec::new(), &flavour.options()).unwrap();
+        let log = Log::open(&file, key.as_ref()).unwrap();
+        let report = log.check().unwrap();
+        prop_assert!(report.is_sound(), "{:?}", report.problems);
+        prop_assert_eq!(Model::by_index(&log), expected);
+        // That no frame is missing is proved only by who had the key when it was torn.
+        let proof = match (key, with_key) {
+            (None, _) => Proof::None,
+            (Some(_), true) => Proof::Whole,
+            (Some(_), false) => Proof::Frames,
+        };
+        prop_assert_eq!(report.proof, proof);
     }
 
     #[test]

@@ -6,13 +6,15 @@
 mod common;
 
 use common::{
-    Byte, Model, VOLUME, borrowed, cases, chain, extent, flavour, header, records, rejoin, scan,
-    tags, write_log,
+    Byte, Model, VOLUME, any_header, borrowed, cases, chain, extent, flavour, header, records,
+    rejoin, scan, tags, write_log,
 };
+use hrl_format::layout::MAX_RECORDS;
 use hrl_format::record::Record;
-use hrl_format::units::{Epoch, VolumeSize};
+use hrl_format::units::{Epoch, Timestamp, VolumeSize};
 use hrl_format::{
-    Ending, EpochRange, ErrorKind, FrameBuffer, Log, LogHeader, MarkDetail, Overlay, SealProof,
+    Ending, EpochRange, ErrorKind, FrameBuffer, Log, LogHeader, LogWriter, MarkDetail, Overlay,
+    Scanner, SealProof,
 };
 use proptest::prelude::*;
 
@@ -31,6 +33,40 @@ proptest! {
             _ => (record, time),
         });
         prop_assert_eq!(rejoin(found), rejoin(expected.collect()));
+    }
+
+    #[test]
+    fn headers_come_back(header in any_header(), records in records(10), flavour in flavour()) {
+        let (file, seal) = write_log(header.clone(), &records, flavour);
+        let log = Log::open(&file, flavour.key().as_ref()).unwrap();
+        let expected = LogHeader { key: flavour.key().map(|key| key.key_id()), ..header };
+        prop_assert_eq!(log.header(), &expected);
+        let scanner = Scanner::new(&file[..], None).unwrap();
+        prop_assert_eq!(scanner.header(), &expected);
+        prop_assert_eq!(log.seal(), &seal);
+        let report = log.check().unwrap();
+        prop_assert!(report.is_sound(), "{:?}", report.problems);
+    }
+
+    #[test]
+    fn writes_longer_than_a_frame_come_back(
+        writes in prop::collection::vec((0u64..2 << 20, 1u64..3 << 20, any::<u8>()), 1..4),
+        flavour in flavour(),
+    ) {
+        let header = LogHeader { volume_size: VolumeSize::new(5 << 20), ..header() };
+        let write = |(n, (at, len, fill)): (usize, (u64, u64, u8))| {
+            let byte = |n: u64| (n >> 9) as u8 ^ fill;
+            let data: Vec<u8> = (0..len).map(byte).collect();
+            let record = Record::Write { extent: extent(at, len), data };
+            (record, Timestamp::from_nanos(n as i64))
+        };
+        let records: Vec<_> = writes.into_iter().enumerate().map(write).collect();
+        let (file, _) = write_log(header.clone(), &records, flavour);
+        let (found, ending) = scan(&file, flavour.key().as_ref());
+        prop_assert!(matches!(ending, Ending::Sealed(_)), "{ending:?}");
+        prop_assert!(rejoin(found) == records);
+        let log = Log::open(&file, flavour.key().as_ref()).unwrap();
+        prop_assert!(Model::by_index(&log) == Model::of(header.volume_size, &records));
     }
 
     #[test]
@@ -100,8 +136,32 @@ fn a_log_without_records_is_a_log() {
 }
 
 #[test]
+fn a_frame_takes_4096_records_and_no_more() {
+    for flavour in common::FLAVOURS {
+        let (options, key) = (flavour.options(), flavour.key());
+        let mut writer = LogWriter::create(Vec::new(), header(), &options, key.as_ref()).unwrap();
+        let zeroes = |n| Record::Zeroes {
+            extent: extent(n, 1),
+        };
+        for n in 0..2 * MAX_RECORDS as u64 + 1 {
+            writer.append(&zeroes(n), Default::default()).unwrap();
+        }
+        let (file, seal) = writer.seal().unwrap();
+        assert_eq!(seal.frames, 3);
+        let log = Log::open(&file, key.as_ref()).unwrap();
+        assert!(log.check().unwrap().is_sound());
+        let mut frame = FrameBuffer::new();
+        let mut records = |n| {
+            log.read_frame(common::frame(n), &mut frame).unwrap();
+            frame.records()
+        };
+        assert_eq!([0, 1, 2].map(&mut records), [MAX_RECORDS, MAX_RECORDS, 1]);
+    }
+}
+
+#[test]
 fn what_makes_no_sense_is_refused_and_nothing_is_written() {
-    let mut writer = hrl_format::LogWriter::create(
+    let mut writer = LogWriter::create(
         Vec::new(),
         header(),
         &hrl_format::LogOptions::default(),

@@ -6,13 +6,16 @@
 pub mod forge;
 pub mod listing;
 
-use hrl_format::id::{GroupId, PointId, VolumeId};
+use hrl_format::id::{Generation, GenerationId, GroupId, LogId, PointId, VolumeId};
 use hrl_format::layout::PAGE;
 use hrl_format::record::{Consistency, Record, Root, Tag};
-use hrl_format::units::{ByteLen, ByteOffset, Epoch, Extent, FrameNumber, Timestamp, VolumeSize};
+use hrl_format::units::{
+    BlockSize, ByteLen, ByteOffset, Epoch, Extent, FrameNumber, GenerationNumber, SectorSize,
+    Timestamp, VolumeSize,
+};
 use hrl_format::{
-    Compression, Ending, EpochRange, ExtentKind, FrameBuffer, IndexEntry, Log, LogHeader,
-    LogOptions, LogWriter, ReadAt, Scanner, Seal, VolumeKey,
+    ChainEnd, Compression, Ending, EpochRange, ExtentKind, FrameBuffer, IndexEntry, Log, LogHeader,
+    LogOptions, LogWriter, ReadAt, Scanner, Seal, SealDigest, VolumeKey,
 };
 use proptest::prelude::*;
 
@@ -183,6 +186,44 @@ pub fn owned(record: &Record<&[u8]>) -> Record<Vec<u8>> {
 pub fn header() -> LogHeader {
     let volume = VolumeId::from_bytes([7; 16]);
     LogHeader::new(volume, VolumeSize::new(VOLUME), Epoch::new(1)).unwrap()
+}
+
+/// Headers of all kinds, of a volume of that size.
+pub fn any_header() -> impl Strategy<Value = LogHeader> {
+    let ids = prop::array::uniform5(any::<[u8; 16]>());
+    let numbers = (any::<u64>(), 0..u64::MAX, any::<u64>(), any::<i64>());
+    let seals = prop::array::uniform2(any::<Option<[u8; 32]>>());
+    let sizes = (12u32..=20, 9u32..=16);
+    (ids, numbers, seals, sizes).prop_map(|(ids, numbers, seals, (block, sector))| {
+        let [log, previous, stands_for, volume, generation] = ids;
+        let (first, more, number, created) = numbers;
+        let [previous_seal, stands_for_seal] = seals.map(|seal| seal.map(SealDigest::from_bytes));
+        // An even byte decides whether there is one.
+        let some = |id: [u8; 16]| id[0].is_multiple_of(2).then_some(LogId::from_bytes(id));
+        LogHeader {
+            log: LogId::from_bytes(log),
+            previous: some(previous),
+            previous_seal,
+            stands_for: some(stands_for).map(|log| ChainEnd {
+                log,
+                seal: stands_for_seal,
+            }),
+            volume: VolumeId::from_bytes(volume),
+            generation: Generation {
+                number: GenerationNumber::new(number),
+                id: GenerationId::from_bytes(generation),
+            },
+            epochs: EpochRange {
+                first: Epoch::new(first.min(more)),
+                last: Epoch::new(first.max(more)),
+            },
+            block: BlockSize::new(1 << block).unwrap(),
+            sector: SectorSize::new(1 << sector).unwrap(),
+            volume_size: VolumeSize::new(VOLUME),
+            created: Timestamp::from_nanos(created),
+            key: None,
+        }
+    })
 }
 
 /// Writes and seals a log.
