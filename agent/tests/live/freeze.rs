@@ -131,7 +131,7 @@ fn the_whole_cgroup_is_killed_during_a_freeze() {
             tried <= 20 * wanted,
             "in {tried} points, {frozen} kills hit a freeze"
         );
-        if killed_in_a_freeze(&mut daemon, &cgroup, &mount) {
+        if killed_in_a_freeze(&mut daemon, &cgroup) {
             frozen += 1;
         }
         let limit = Duration::from_secs(10);
@@ -152,11 +152,13 @@ fn the_whole_cgroup_is_killed_during_a_freeze() {
     assert_restores(&place, &store, "v", &last, disk.path());
 }
 
-/// Asks for a point and kills the daemon's cgroup as soon as the mount is frozen; whether
-/// it was frozen then.
-fn killed_in_a_freeze(daemon: &mut Daemon, cgroup: &Cgroup, mount: &Mount) -> bool {
+/// Asks for a point and kills the daemon's cgroup as soon as a freeze is marked; whether
+/// the mount was frozen then. The watchdog, which is not of that cgroup, says so when it
+/// has thawed it.
+fn killed_in_a_freeze(daemon: &mut Daemon, cgroup: &Cgroup) -> bool {
+    let thawed = |daemon: &Daemon| daemon.log_text().matches("died during a freeze").count();
+    let before = thawed(daemon);
     let over = AtomicBool::new(false);
-    let mut seen = false;
     std::thread::scope(|scope| {
         let asked: &Daemon = daemon;
         scope.spawn(|| {
@@ -166,19 +168,26 @@ fn killed_in_a_freeze(daemon: &mut Daemon, cgroup: &Cgroup, mount: &Mount) -> bo
         });
         let started = Instant::now();
         while !over.load(Ordering::SeqCst) && started.elapsed() < Duration::from_secs(20) {
-            if freeze_is_marked() && !writable(mount, Duration::from_millis(1)) {
-                seen = true;
+            if freeze_is_marked(asked) {
                 break;
             }
         }
         cgroup.kill();
     });
     daemon.died();
-    seen
+    let killed = Instant::now();
+    while thawed(daemon) == before && killed.elapsed() < Duration::from_millis(500) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    thawed(daemon) > before
 }
 
-/// Whether some agent has left word in /run that it holds a mount frozen.
-fn freeze_is_marked() -> bool {
-    let marks = fs::read_dir("/run/replica/frozen");
-    marks.is_ok_and(|mut entries| entries.next().is_some())
+/// Whether the daemon has left word in /run that it holds a mount frozen.
+fn freeze_is_marked(daemon: &Daemon) -> bool {
+    let mark = format!("frozen-{}-", daemon.pid());
+    let marks = fs::read_dir("/run/replica").unwrap();
+    marks.flatten().any(|entry| {
+        entry.file_name().to_string_lossy().starts_with(&mark)
+            && entry.metadata().is_ok_and(|meta| meta.len() > 0)
+    })
 }

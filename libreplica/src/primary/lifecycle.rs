@@ -30,6 +30,8 @@ const PAUSES: [Duration; 6] = [
 const POINT_LIMIT: Duration = Duration::from_secs(300);
 /// How long it may take however short the interval is.
 const POINT_LIMIT_MIN: Duration = Duration::from_secs(5);
+/// How often to look whether the device is still there, however long the interval is.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// A freeze that took over a quarter of its limit stretches the interval by this much, at
 /// most.
 const STRETCH_MAX: u32 = 16;
@@ -107,7 +109,7 @@ fn step(volume: &Arc<Volume>, environment: &Environment, rhythm: &mut Rhythm) ->
                 }
                 volume.publish(show_that_it_ships);
             }
-            Phase::Replicating => {}
+            Phase::Replicating => member.live()?.0.still_there()?,
         }
     }
     let config = volume.config();
@@ -131,12 +133,7 @@ fn due_point(
     if let Some(left) = last.and_then(|last| interval.checked_sub(last.elapsed()))
         && !left.is_zero()
     {
-        return Ok(left);
-    }
-    if volume.status().last_point.is_some() && is_unchanged(volume, environment)? {
-        rhythm.last_point = Some(Instant::now());
-        volume.publish(show_that_it_ships);
-        return Ok(every);
+        return Ok(left.min(LOOK_AGAIN));
     }
     let limit = every.clamp(POINT_LIMIT_MIN, POINT_LIMIT);
     group::point(
@@ -150,17 +147,7 @@ fn due_point(
         .member_until(Instant::now() + POINT_LIMIT)?
         .retain()?;
     stretch(volume, environment, rhythm);
-    Ok(every * rhythm.stretch)
-}
-
-/// Whether the newest point still says all there is: nothing dirty once the filesystems
-/// have written what they hold.
-fn is_unchanged(volume: &Volume, environment: &Environment) -> Result<bool> {
-    let mut member = volume.member_until(Instant::now() + POINT_LIMIT)?;
-    member.bring_up(volume, environment)?;
-    let (source, sink) = member.live()?;
-    // An epoch without a point, of a resync or of a point that failed, came after it.
-    Ok(sink.ends_in_a_point() && source.is_unchanged()?)
+    Ok((every * rhythm.stretch).min(LOOK_AGAIN))
 }
 
 /// Freezes that come near their limit are made less often, and the status says so.

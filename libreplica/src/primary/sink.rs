@@ -182,13 +182,6 @@ impl Sink {
         Ok(())
     }
 
-    /// Whether the newest epoch ends in a recovery point.
-    pub fn ends_in_a_point(&self) -> bool {
-        let catalogue = self.writer.catalogue();
-        let last = catalogue.points.last();
-        last.is_some_and(|point| point.epoch == catalogue.last_epoch())
-    }
-
     /// Writes what the store knows into `status`.
     pub fn describe(&self, status: &mut VolumeStatus) {
         let catalogue = self.writer.catalogue();

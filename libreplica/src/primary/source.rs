@@ -7,7 +7,7 @@ use std::time::Instant;
 use hrl_format::units::Extent;
 
 use crate::capture::{AttachSpec, FolderId, Tracker};
-use crate::device::{BlockDevice, Layers, OpenFor, Swap};
+use crate::device::{BlockDevice, OpenFor, Swap};
 use crate::digest::DigestTree;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::geometry::{BlockNumber, Geometry};
@@ -309,20 +309,6 @@ impl Source {
     /// [`ErrorKind::Vanished`] if the device is gone.
     pub fn is_quiet(&self) -> Result<bool> {
         Ok(!self.has_in_flight()? && !self.has_dirty())
-    }
-
-    /// Whether the image still is what the device holds, once the filesystems over it have
-    /// written what they keep in memory.
-    ///
-    /// # Errors
-    /// When a filesystem cannot be flushed, or the device is gone.
-    pub fn is_unchanged(&self) -> Result<bool> {
-        self.still_there()?;
-        self.sync()?;
-        for filesystem in Layers::above(&[&self.device])?.filesystems() {
-            filesystem.sync()?;
-        }
-        self.is_quiet()
     }
 
     fn has_dirty(&self) -> bool {
