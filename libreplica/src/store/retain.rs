@@ -7,7 +7,7 @@ use hrl_format::units::Timestamp;
 use super::durable;
 use super::lease;
 use super::writer::VolumeWriter;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::policy::Retention;
 
 /// What retention did.
@@ -46,16 +46,44 @@ impl VolumeWriter {
                 None => retained.leased.push(id),
             }
         }
-        if retained.dropped.is_empty() {
-            return Ok(retained);
+        self.unlist(&retained.dropped)?;
+        Ok(retained)
+    }
+
+    /// Takes back one point, the newest or any other; for a point whose group did not come about,
+    /// or by an operator's wish. Its log and what that brought stay. Durable when it returns.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] if somebody reads the point now, which then
+    /// stays; the system's.
+    pub fn drop_point(&mut self, id: PointId) -> Result<()> {
+        const DROP: &str = "drop a recovery point";
+        self.usable()?;
+        if self.catalogue.point(id).is_none() {
+            return Err(lease::no_such_point(&self.folder, id));
+        }
+        let path = self.folder.point_lease(id);
+        let Some(_withdrawn) = lease::withdraw(&path)? else {
+            return Err(Error::new(ErrorKind::Busy, DROP)
+                .path(&path)
+                .detail(format!("somebody reads point {id}"))
+                .advice("`lsof` of that file names who; try again when they have ended"));
+        };
+        self.unlist(&[id])
+    }
+
+    /// Takes points off the catalogue, which no reader must hold.
+    fn unlist(&mut self, points: &[PointId]) -> Result<()> {
+        if points.is_empty() {
+            return Ok(());
         }
         let mut next = self.catalogue.clone();
-        next.drop_points(&retained.dropped);
+        next.drop_points(points);
         self.save(next)
             .map_err(|e| lease::explain_full(&self.folder, e))?;
-        for id in &retained.dropped {
+        for id in points {
             durable::remove(&self.folder.point_lease(*id))?;
         }
-        Ok(retained)
+        Ok(())
     }
 }

@@ -264,6 +264,16 @@ impl History {
         );
     }
 
+    /// Takes back the point that the last epoch brought, if it did.
+    pub(super) fn take_back(&mut self, writer: &mut VolumeWriter) {
+        let last = writer.catalogue().last_epoch();
+        let newest = writer.catalogue().points.last();
+        if let Some(id) = newest.filter(|point| point.epoch == last).map(|p| p.id) {
+            writer.drop_point(id).unwrap();
+            self.model.points.retain(|known| known.id != id);
+        }
+    }
+
     /// Opens one of the points, if there is one.
     pub(super) fn hold_a_point(&mut self) -> Option<PointReader> {
         let count = self.model.points.len() as u64;
@@ -377,6 +387,7 @@ fn live(seed: u64, key: Option<VolumeKey>) {
                 drop(keeper);
                 writer = history.writer();
             }
+            7 if held.is_empty() => history.take_back(&mut writer),
             7 => {
                 // An epoch that fails leaves no trace.
                 let mut epoch = writer.begin_epoch().unwrap();

@@ -53,6 +53,10 @@ fn live(path: &Path, seed: u64, mut done: impl FnMut(&History, &VolumeWriter)) -
         }
         history.epoch(&mut writer);
         done(&history, &writer);
+        if round % 4 == 0 {
+            history.take_back(&mut writer);
+            done(&history, &writer);
+        }
         if round % 3 == 2 {
             history.retain(&mut writer);
             done(&history, &writer);

@@ -12,7 +12,7 @@ use hrl_format::units::{ByteOffset, GenerationNumber, Timestamp, VolumeSize};
 use super::model::{History, extent};
 use super::{Scratch, geometry};
 use crate::error::{Error, ErrorKind};
-use crate::store::{PointSelector, RestoreOptions, Store, VolumeSpec};
+use crate::store::{FoldStep, PointSelector, RestoreOptions, Store, VolumeSpec};
 
 fn plain(scratch: &Scratch, name: &str) -> History {
     let history = History::begin(&scratch.path().join(name), None, 5);
@@ -209,6 +209,53 @@ struct AtEnd<'a>(&'a AtomicBool);
 impl Drop for AtEnd<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_point_is_taken_back_and_what_its_log_brought_stays() {
+    for key in [None, Some(VolumeKey::from_bytes([4; 32]))] {
+        let scratch = Scratch::new();
+        let mut history = History::begin(&scratch.path().join("store"), key, 5);
+        let mut writer = history.writer();
+        history.baseline(&mut writer);
+        for byte in 1..4 {
+            let mut epoch = writer.begin_epoch().unwrap();
+            history.write(&mut epoch, extent(byte << 12, 4096), byte as u8);
+            history.point_with_root(&mut epoch);
+            writer.commit(epoch).unwrap();
+        }
+        let newest = history.model.points[2].id;
+        let held = history.reader().open_point(newest).unwrap();
+        let error = writer.drop_point(newest).unwrap_err();
+        says(&error, ErrorKind::Busy, &[newest.to_string()]);
+        drop(held);
+        let epoch = writer.catalogue().last_epoch();
+        writer.drop_point(newest).unwrap();
+        history.model.points.pop();
+        history.check();
+        assert_eq!(writer.catalogue().last_epoch(), epoch);
+        let gone = writer.drop_point(newest).unwrap_err();
+        says(&gone, ErrorKind::NotFound, &[newest.to_string()]);
+        // Also for who opens it anew; and the next point holds what the log brought.
+        drop(writer);
+        let mut writer = history.writer();
+        let mut epoch = writer.begin_epoch().unwrap();
+        history.point_with_root(&mut epoch);
+        let committed = writer.commit(epoch).unwrap();
+        let logs = &writer.catalogue().logs;
+        let bytes: u64 = logs[logs.len() - 2..]
+            .iter()
+            .map(|log| log.bytes.get())
+            .sum();
+        assert_eq!(committed.points[0].bytes.get(), bytes);
+        history.check();
+        let now = history.now();
+        let retained = writer.retain(&"#1".parse().unwrap(), now).unwrap();
+        history.model.points.drain(..retained.dropped.len());
+        while writer.fold_step().unwrap() != FoldStep::Nothing {}
+        history.check();
+        assert!(history.reader().check(&mut |_| {}).unwrap().is_sound());
     }
 }
 
