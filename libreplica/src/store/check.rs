@@ -1,17 +1,17 @@
 //! The integrity check of a volume. First every log is read whole: it must be the one that
-//! the catalogue names and follow the one before it, and all its checksums, and with the key its
-//! proofs, must hold. Then the points are followed from the oldest to the newest (`check_points.rs`).
+//! the catalogue names and follow the one before it, and all its checksums must hold; with the key
+//! also its proofs, and those of what it was merged from. Then the points are followed from the oldest to the newest (`check_points.rs`).
 //!
 //! The volume may be written to meanwhile: a lease keeps the logs where they are.
 
 use std::path::PathBuf;
 
-use hrl_format::FrameBuffer;
 use hrl_format::id::{LogId, PointId, VolumeId};
-use hrl_format::units::{ByteLen, Epoch, FrameNumber, Timestamp};
+use hrl_format::units::{ByteLen, Epoch, Timestamp};
 
 use super::catalogue::{Catalogue, LogEntry};
 use super::catalogue_file;
+use super::durable::damaged;
 use super::lease::{Lease, Wanted};
 use super::output::Progress;
 use super::reader::VolumeReader;
@@ -114,7 +114,7 @@ impl VolumeReader {
             progress,
         };
         report.faults.extend(self.base_fault(&catalogue));
-        let bad = self.check_logs(&catalogue, &mut report.faults, &mut steps)?;
+        let bad = self.check_logs(&catalogue, &mut report.faults, &mut steps);
         self.check_points(&catalogue, &bad, &mut report, &mut steps)?;
         steps.finish();
         Ok(report)
@@ -152,13 +152,11 @@ impl VolumeReader {
         catalogue: &Catalogue,
         faults: &mut Vec<Fault>,
         steps: &mut Steps<'_>,
-    ) -> Result<Vec<BadLog>> {
+    ) -> Vec<BadLog> {
         let mut bad = Vec::new();
         let mut before: Option<StoredLog> = None;
-        let mut buffer = FrameBuffer::new();
         for entry in &catalogue.logs {
-            let found = self.check_log(entry, before.as_ref(), &mut buffer);
-            let (log, errors) = found?;
+            let (log, errors) = self.check_log(catalogue, entry, before.as_ref());
             before = log;
             let path = self.folder.log(&entry.name());
             if !errors.is_empty() {
@@ -173,40 +171,47 @@ impl VolumeReader {
             }));
             steps.add(entry.bytes.get());
         }
-        Ok(bad)
+        bad
     }
 
     /// The log, if it can be opened, and all that is wrong with it.
     fn check_log(
         &self,
+        catalogue: &Catalogue,
         entry: &LogEntry,
         before: Option<&StoredLog>,
-        buffer: &mut FrameBuffer,
-    ) -> Result<(Option<StoredLog>, Vec<Error>)> {
+    ) -> (Option<StoredLog>, Vec<Error>) {
         const READ: &str = "check a log of the store";
         let files = OpenFiles::default().into();
         let log = match open_log(&self.folder, entry, &files, self.key.as_ref()) {
             Ok(log) => log,
-            Err(error) => return Ok((None, vec![error])),
+            Err(error) => return (None, vec![error]),
         };
         let mut errors = Vec::new();
         if let Some(before) = before {
             errors.extend(check_follows(before, &log).err());
+        } else if let Some(last) = catalogue.base.and_then(|base| base.last)
+            && catalogue.logs.first() == Some(entry)
+            && log.log.header().previous != Some(last.log)
+        {
+            let why = format!("it does not follow log {}, the last in the base", last.log);
+            errors.push(damaged(READ, &log.path, why));
         }
-        errors.extend(log.log.check_seal().map_err(|e| log.error(READ, e)).err());
-        for number in (0..log.log.seal().frames).map(FrameNumber::new) {
-            let read = match self.key {
-                Some(_) => log.log.read_frame(number, buffer),
-                // Without the key that of an encrypted log cannot be opened; a plain one is.
-                None if log.log.header().key.is_some() => log.log.load_frame(number, buffer),
-                None => log.log.read_frame(number, buffer),
-            };
-            errors.extend(read.map_err(|e| log.error(READ, e)).err());
+        match log.log.check() {
+            Ok(report) => {
+                let more = report.more_problems;
+                errors.extend(report.problems.into_iter().map(|e| log.error(READ, e)));
+                if more > 0 {
+                    errors.push(damaged(
+                        READ,
+                        &log.path,
+                        format!("and {more} more problems"),
+                    ));
+                }
+            }
+            Err(error) => errors.push(log.error(READ, error)),
         }
-        for entry in log.log.index() {
-            errors.extend(entry.map_err(|e| log.error(READ, e)).err());
-        }
-        Ok((Some(log), errors))
+        (Some(log), errors)
     }
 }
 

@@ -154,7 +154,6 @@ pub(super) fn blame(
 pub(super) fn check_follows(before: &StoredLog, log: &StoredLog) -> Result<()> {
     before
         .log
-        .header()
-        .check_followed_by(before.log.seal().digest, log.log.header())
+        .check_followed_by(log.log.header())
         .map_err(|e| damaged("follow the chain of logs", &log.path, e.to_string()))
 }

@@ -5,11 +5,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use hrl_format::VolumeKey;
+use hrl_format::id::LogId;
 
 use super::Scratch;
 use super::model::{History, extent};
 use crate::error::ErrorKind;
-use crate::store::{CheckReport, PointState, RestoreOptions};
+use crate::store::{CheckReport, FoldStep, PointState, RestoreOptions};
 
 /// Points 0 to 3. Log k writes block k, and log 2 writes block 1 anew; with a key or without.
 fn four_points(scratch: &Scratch, key: Option<VolumeKey>) -> (History, Vec<PathBuf>) {
@@ -198,6 +199,25 @@ fn a_damaged_base_damages_the_points_that_show_it() {
     fs::remove_file(&base).unwrap();
     let error = history.reader().open_point(history.model.points[0].id);
     assert_eq!(error.err().unwrap().kind(), ErrorKind::Damaged);
+}
+
+#[test]
+fn a_log_that_does_not_follow_the_base_is_a_fault() {
+    let scratch = Scratch::new();
+    let (mut history, logs) = four_points(&scratch, None);
+    let mut writer = history.writer();
+    let now = history.now();
+    writer.retain(&"#2".parse().unwrap(), now).unwrap();
+    while writer.fold_step().unwrap() != FoldStep::Nothing {}
+    history.model.points.drain(..2);
+    assert!(check(&history).is_sound());
+    let mut next = writer.catalogue().clone();
+    let base = next.base.as_mut().unwrap();
+    base.last.as_mut().unwrap().log = LogId::random().unwrap();
+    writer.save(next).unwrap();
+    let report = check(&history);
+    assert_eq!(report.faults.len(), 1, "{report:?}");
+    assert_eq!(report.faults[0].path, logs[3]);
 }
 
 #[test]
