@@ -182,10 +182,10 @@ fn killed_in_a_freeze(daemon: &mut Daemon, cgroup: &Cgroup) -> bool {
     thawed(daemon) > before
 }
 
-/// Whether the daemon has left word in /run that it holds a mount frozen.
+/// Whether the daemon has left word beside its socket that it holds a mount frozen.
 fn freeze_is_marked(daemon: &Daemon) -> bool {
     let mark = format!("frozen-{}-", daemon.pid());
-    let marks = fs::read_dir("/run/replica").unwrap();
+    let marks = fs::read_dir(daemon.socket().parent().unwrap()).unwrap();
     marks.flatten().any(|entry| {
         entry.file_name().to_string_lossy().starts_with(&mark)
             && entry.metadata().is_ok_and(|meta| meta.len() > 0)
