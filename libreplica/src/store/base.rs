@@ -50,13 +50,22 @@ impl BaseWriter {
         })
     }
 
-    /// Gives the image another length.
-    pub(super) fn resize(&self, size: VolumeSize) -> Result<()> {
+    /// Makes the image at least this long.
+    pub(super) fn grow(&self, size: VolumeSize) -> Result<()> {
         let len = ByteLen::new(size.get());
-        if self.file.len()? == len {
-            return Ok(());
+        if self.file.len()? < len {
+            self.file.set_len(len)?;
         }
-        self.file.set_len(len)
+        Ok(())
+    }
+
+    /// Makes the image at most this long. That need not last: nothing reads what lies behind.
+    pub(super) fn cut(&self, size: VolumeSize) -> Result<()> {
+        let len = ByteLen::new(size.get());
+        if self.file.len()? > len {
+            self.file.set_len(len)?;
+        }
+        Ok(())
     }
 
     /// Writes `data` at `offset`; longer stretches of zeroes become holes.

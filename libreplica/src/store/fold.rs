@@ -125,6 +125,8 @@ impl VolumeWriter {
         });
         next.logs.drain(..count);
         self.retire(next, &logs)?;
+        // Only now: until then the image must be as long as the catalogue says.
+        base.cut(last.size)?;
         Ok(FoldStep::Folded {
             logs: count,
             bytes: ByteLen::new(logs.iter().map(|log| log.bytes.get()).sum()),
@@ -141,7 +143,7 @@ impl VolumeWriter {
         let logs = open_chain(&self.folder, entries, self.key.as_ref())?;
         let indexes = logs.iter().map(|log| log.log.index());
         let mut frames = Frames::default();
-        base.resize(size)?;
+        base.grow(size)?;
         for piece in Overlay::new(indexes, size) {
             let piece = piece.map_err(|e| blame(&logs, FOLD, e))?;
             match piece.kind() {
