@@ -1,6 +1,7 @@
 //! Tests of the store as a whole: what is refused, what a crash leaves, and whether every point
 //! is what it was.
 
+mod by_hand;
 mod crash;
 mod damage;
 mod fold;
