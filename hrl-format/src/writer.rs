@@ -110,7 +110,7 @@ impl<W: Write> LogWriter<W> {
         self.position.get()
     }
 
-    /// How many entries the index has now; each takes some 50 bytes of memory here, and
+    /// How many entries the index has now; each takes some 40 bytes of memory here, and
     /// 32 bytes in the sealed file.
     pub fn index_len(&self) -> usize {
         self.state.extents.len()

@@ -115,6 +115,16 @@ fn what_checksums_and_ciphers_cover_is_what_the_document_says() {
             "CRC32 over bytes 0 to 4091 of the page",
             layout::PAGE_SUMMED == 4092,
         ),
+        (
+            "A page holds 84 entries of the directory, 127 of\nthe index or 84 marks",
+            [
+                size_of::<layout::RawDirectoryEntry>(),
+                size_of::<layout::RawIndexEntry>(),
+                size_of::<layout::RawMark>(),
+            ]
+            .map(|size| layout::PAYLOAD / size)
+                == [84, 127, 84],
+        ),
     ];
     for (text, holds) in said {
         assert!(DOCUMENT.contains(text) && holds, "{text}");
