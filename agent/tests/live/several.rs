@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use crate::stage::{Bank, Daemon, LoopDevice, MIB, Mount, Place, Volume, assert_restores, replica};
+use crate::stage::{
+    Bank, Daemon, LoopDevice, MIB, Mount, Place, Volume, assert_restores, replica, run,
+};
 
 #[test]
 fn each_has_its_own_writes() {
@@ -31,6 +33,63 @@ fn each_has_its_own_writes() {
     let all = replica(&["points", "--store", store.to_str().unwrap(), "--json"]).json();
     assert_eq!(all["volumes"].as_array().unwrap().len(), 3);
     replica(&["store", "check", store.to_str().unwrap()]).ok();
+}
+
+#[test]
+fn a_group_has_a_point_of_all_or_none() {
+    let place = Place::new();
+    let memory = Mount::memory(&place.at("memory"), 24 * MIB);
+    let stores = [place.folder("store"), memory.at("store")];
+    fs::create_dir(&stores[1]).unwrap();
+    let disks = ["data", "log"].map(|name| LoopDevice::new(&place, name, 64 * MIB));
+    let mut daemon = Daemon::start(&place);
+    for ((disk, name), store) in disks.iter().zip(["data", "log"]).zip(&stores) {
+        let options = ["--every", "1h", "--group", "database"];
+        daemon.protect(&Volume {
+            device: disk.path(),
+            store,
+            name,
+            options: &options,
+        });
+    }
+    daemon.point("data", &["--label", "both"]);
+    let noise = |at: &std::path::Path| {
+        let output = format!("of={}", at.display());
+        let args = [
+            "if=/dev/urandom",
+            &output,
+            "bs=1M",
+            "count=40",
+            "oflag=direct",
+        ];
+        run("dd", args);
+    };
+    disks.iter().for_each(|disk| noise(disk.path()));
+    let asked = ["point", "data", "--label", "half", "--timeout", "20s"];
+    daemon.replica(&asked).fails(1, &[]);
+    let labels = |name: &str| {
+        let points = daemon.replica(&["points", name, "--json"]).json();
+        let points = points["points"].as_array().unwrap().clone();
+        let label = |point: &serde_json::Value| point["label"].as_str().unwrap().to_owned();
+        points.iter().map(label).collect::<Vec<_>>()
+    };
+    for name in ["data", "log"] {
+        let labels = labels(name);
+        assert!(labels.contains(&"both".to_owned()), "{name}: {labels:?}");
+        assert!(!labels.contains(&"half".to_owned()), "{name}: {labels:?}");
+    }
+
+    memory.remount("size=300m");
+    for name in ["data", "log"] {
+        daemon.until("it recovers", name, |status| {
+            status["state"] == "replicating"
+        });
+    }
+    daemon.point("log", &["--label", "again", "--timeout", "60s"]);
+    for (disk, (name, store)) in disks.iter().zip(["data", "log"].iter().zip(&stores)) {
+        assert!(labels(name).contains(&"again".to_owned()));
+        assert_restores(&place, store, name, "latest", disk.path());
+    }
 }
 
 #[test]

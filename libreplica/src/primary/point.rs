@@ -26,6 +26,7 @@ use crate::primary::spec::PointOptions;
 use crate::primary::status::PointSummary;
 use crate::primary::tail::Tail;
 use crate::primary::volume::Volume;
+use crate::store::Point;
 
 /// Rounds before the freeze, at most; a source that changes faster than it is read is
 /// frozen all the same, and the freeze's limit decides.
@@ -329,33 +330,63 @@ fn finish(
         None
     };
     let mut made = Vec::new();
-    for (part, mut draft) in parts.iter_mut().zip(drafts) {
-        let (source, sink) = part.member.live()?;
-        if let Ok(time) = moment {
-            let root = draft.root(&sink.tree)?;
-            draft.tag(tag(plan, options, group, root, time)?)?;
+    for (part, draft) in parts.iter_mut().zip(drafts) {
+        let tag = match moment {
+            Ok(time) => Some(tag(plan, options, group, time)?),
+            Err(_) => None,
+        };
+        match ship(part, draft, tag) {
+            Ok(point) => made.extend(point),
+            Err(error) => {
+                // A group's point is one of all its members, or none.
+                take_back(parts, &made);
+                return Err(error);
+            }
         }
-        let shipped = draft.shipped().get();
-        let began = source.round_began();
-        if moment.is_ok() || !draft.is_empty() {
-            let committed = draft.commit(&mut sink.writer, &mut sink.tree)?;
-            made.extend(committed.points.first().map(PointSummary::from));
-        }
-        source.acknowledge()?;
-        part.member.caught_up_to(began);
-        part.volume.publish(|status| {
-            status.counters.bytes_shipped += shipped;
-            lifecycle::show_that_it_ships(status);
-        });
     }
-    moment.map(|_| made)
+    moment.map(|_| made.iter().map(PointSummary::from).collect())
+}
+
+/// Seals and ships one volume's draft; returns its point.
+fn ship(part: &mut Part<'_>, mut draft: EpochDraft, tag: Option<Tag>) -> Result<Option<Point>> {
+    let (source, sink) = part.member.live()?;
+    let mut point = None;
+    let shipped = draft.shipped().get();
+    let began = source.round_began();
+    if tag.is_some() || !draft.is_empty() {
+        if let Some(mut tag) = tag {
+            tag.root = draft.root(&sink.tree)?;
+            draft.tag(tag)?;
+        }
+        let committed = draft.commit(&mut sink.writer, &mut sink.tree)?;
+        point = committed.points.into_iter().next();
+    }
+    source.acknowledge()?;
+    part.member.caught_up_to(began);
+    part.volume.publish(|status| {
+        status.counters.bytes_shipped += shipped;
+        lifecycle::show_that_it_ships(status);
+    });
+    Ok(point)
+}
+
+/// Takes back the points of the members that came first. What they shipped stays.
+fn take_back(parts: &mut [Part<'_>], made: &[Point]) {
+    for (part, point) in parts.iter_mut().zip(made) {
+        let taken = part
+            .member
+            .live()
+            .and_then(|(_, sink)| sink.writer.drop_point(point.id));
+        if let Err(error) = taken {
+            part.volume.publish_error(&error);
+        }
+    }
 }
 
 fn tag(
     plan: &Plan,
     options: &PointOptions,
     group: Option<GroupId>,
-    root: Option<hrl_format::record::Root>,
     time: Timestamp,
 ) -> Result<Tag> {
     let id = PointId::at(time)
@@ -366,6 +397,6 @@ fn tag(
         consistency: plan.consistency,
         label: options.label.clone(),
         group,
-        root,
+        root: None,
     })
 }
