@@ -9,8 +9,8 @@ use super::base::{BaseWriter, StretchKind, Stretches};
 use super::catalogue::{Base, Catalogue};
 use super::durable;
 use super::epoch::EpochLog;
-use super::ingest;
 use super::writer::{Committed, VolumeWriter};
+use super::{ingest, lease};
 use crate::error::{Error, ErrorKind, Result};
 
 const WRITE: &str = "write the first full copy";
@@ -57,10 +57,11 @@ impl<'w> Baseline<'w> {
     /// [`ErrorKind::Invalid`] past the volume's end; [`ErrorKind::Full`] and others of the system's.
     pub fn write(&mut self, offset: ByteOffset, data: &[u8]) -> Result<()> {
         self.check(offset, ByteLen::new(data.len() as u64))?;
-        match &mut self.target {
+        let written = match &mut self.target {
             Target::Image(base) => base.write(offset, data),
             Target::Logs(chain) => chain.write(self.writer, offset, data),
-        }
+        };
+        written.map_err(|e| lease::explain_full(&self.writer.folder, e))
     }
 
     /// The volume holds zeroes in `extent`, as it does wherever nothing is written.
@@ -82,10 +83,11 @@ impl<'w> Baseline<'w> {
     /// # Errors
     /// [`ErrorKind::Full`] and others of the system's: the volume has no base, as before.
     pub fn finish(self) -> Result<Committed> {
-        match self.target {
+        let finished = match self.target {
             Target::Image(base) => finish_image(self.writer, &base),
             Target::Logs(chain) => chain.finish(self.writer),
-        }
+        };
+        finished.map_err(|e| lease::explain_full(&self.writer.folder, e))
     }
 
     fn check(&self, offset: ByteOffset, len: ByteLen) -> Result<()> {

@@ -45,7 +45,7 @@ pub(super) fn load(folder: &VolumeFolder) -> Result<Loaded> {
             // Only what is in the copy makes it doubtful; what is of a newer version, or cannot
             // be read now, must not be passed over.
             match error.kind() {
-                ErrorKind::Damaged | ErrorKind::NotFound => Ok(Loaded {
+                ErrorKind::Damaged | ErrorKind::NotFound | ErrorKind::Foreign => Ok(Loaded {
                     catalogue,
                     sequence,
                     stale: Some(error),
@@ -53,15 +53,25 @@ pub(super) fn load(folder: &VolumeFolder) -> Result<Loaded> {
                 _ => Err(error),
             }
         }
-        (Err(first), Err(second)) => Err(match (first.kind(), second.kind()) {
-            (ErrorKind::NotFound, ErrorKind::NotFound) => first,
-            (ErrorKind::NotFound, _) => second,
-            (ErrorKind::Damaged, ErrorKind::Damaged) => first.advice(
-                "both copies are damaged; the logs and base.img are still there, see docs/store.md",
-            ),
-            (ErrorKind::Damaged, _) => second,
-            _ => first,
-        }),
+        (Err(first), Err(second)) => Err(neither(folder, first, second)),
+    }
+}
+
+/// The error if neither copy can be used: of the one that says more.
+fn neither(folder: &VolumeFolder, first: Error, second: Error) -> Error {
+    const LOST: &str = "neither copy of the catalogue can be used, and nothing was changed; the logs \
+                        and the image are still there: docs/store.md says what can be done";
+    match (first.kind(), second.kind()) {
+        (ErrorKind::NotFound, ErrorKind::NotFound) => Error::new(ErrorKind::NotFound, READ)
+            .path(folder.path())
+            .detail("no volume of this id is there"),
+        (ErrorKind::Foreign, ErrorKind::Foreign) => {
+            first.advice("a volume's folder bears its id: give it its name back")
+        }
+        (ErrorKind::Damaged, ErrorKind::Damaged | ErrorKind::NotFound) => first.advice(LOST),
+        (ErrorKind::NotFound, ErrorKind::Damaged) => second.advice(LOST),
+        (ErrorKind::Damaged | ErrorKind::NotFound, _) => second,
+        _ => first,
     }
 }
 
@@ -99,11 +109,9 @@ fn load_copy(path: &Path, folder: &VolumeFolder) -> Result<(Catalogue, u64)> {
     let catalogue: Catalogue = serde_json::from_slice(body)
         .map_err(|e| damaged(READ, path, "not the JSON of a catalogue").source(e))?;
     if catalogue.volume != folder.id() {
-        return Err(damaged(
-            READ,
-            path,
-            format!("it is of volume {}", catalogue.volume),
-        ));
+        return Err(Error::new(ErrorKind::Foreign, READ)
+            .path(path)
+            .detail(format!("it is of volume {}", catalogue.volume)));
     }
     match catalogue.fault() {
         Some(fault) => Err(damaged(READ, path, fault)),

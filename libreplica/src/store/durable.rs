@@ -59,7 +59,8 @@ impl StoreFile {
         record(Step::CreateFile(&path));
         let mut options = OpenOptions::new();
         let open = options.write(true).read(true).create(true).truncate(true);
-        let file = open.open(&path).at("make a file of the store", &path)?;
+        let file = open.open(&path).at("make a file of the store", &path);
+        let file = file.map_err(advise)?;
         Ok(Self {
             file,
             path,
@@ -72,7 +73,7 @@ impl StoreFile {
         let mut options = OpenOptions::new();
         let file = options.write(true).read(true).open(&path);
         Ok(Self {
-            file: file.at("open a file of the store", &path)?,
+            file: file.at("open a file of the store", &path).map_err(advise)?,
             path,
             position: ByteOffset::ZERO,
         })
@@ -181,14 +182,15 @@ pub(super) fn create_folder(path: &Path) -> Result<()> {
     record(Step::CreateFolder(path));
     match std::fs::create_dir(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        made => made.at("make a folder of the store", path),
+        made => made.at("make a folder of the store", path).map_err(advise),
     }
 }
 
 /// Puts a synced file in its place, over what was there.
 pub(super) fn rename(from: &Path, to: &Path) -> Result<()> {
     record(Step::Rename(from, to));
-    std::fs::rename(from, to).at("rename a file of the store", from)
+    let renamed = std::fs::rename(from, to).at("rename a file of the store", from);
+    renamed.map_err(advise)
 }
 
 /// Removes a file; one that is gone already is fine.
@@ -196,7 +198,7 @@ pub(super) fn remove(path: &Path) -> Result<()> {
     record(Step::Remove(path));
     match std::fs::remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        gone => gone.at("remove a file of the store", path),
+        gone => gone.at("remove a file of the store", path).map_err(advise),
     }
 }
 
@@ -270,12 +272,24 @@ impl Replaced {
     }
 }
 
-/// Whether the error says that this process may not write there.
-pub(super) fn is_read_only(error: &Error) -> bool {
-    matches!(
-        error.errno(),
-        Some(libc::EROFS | libc::EACCES | libc::EPERM)
-    )
+/// Says what to do about a store that cannot be written to.
+pub(super) fn advise(error: Error) -> Error {
+    match error.errno() {
+        Some(libc::EROFS) => error.advice(
+            "the filesystem is read-only: points can be restored from it; to write, mount it \
+             anew (if the kernel made it so, `dmesg` says why)",
+        ),
+        Some(libc::EACCES | libc::EPERM) => {
+            error.advice("this user may not write there: become root, or the store's owner")
+        }
+        Some(libc::ENOENT | libc::ESTALE) => {
+            error.advice("is the filesystem of the store still mounted?")
+        }
+        Some(libc::EIO) => error.advice(
+            "the medium fails (`dmesg`): `replica store check` says what can still be restored",
+        ),
+        _ => error,
+    }
 }
 
 /// An error that says which file does not hold what it must.

@@ -8,7 +8,7 @@ use hrl_format::units::GenerationNumber;
 use serde::{Deserialize, Serialize};
 
 use super::catalogue::{Catalogue, CatalogueGeneration, View};
-use super::durable::{self, Replaced, damaged, is_read_only, read_small};
+use super::durable::{self, Replaced, damaged, read_small};
 use super::json::text;
 use super::layout::{StoreFolder, VolumeFolder};
 use super::lock::Lock;
@@ -306,10 +306,8 @@ impl Store {
 /// The folder and those above it. Unlike in the store, missing ones are made as `mkdir -p`
 /// does.
 fn create_path(path: &Path) -> Result<()> {
-    match std::fs::create_dir_all(path).at(CREATE, path) {
-        Err(e) if is_read_only(&e) => Err(e.advice("choose a folder that can be written to")),
-        made => made,
-    }
+    let made = std::fs::create_dir_all(path).at(CREATE, path);
+    made.map_err(durable::advise)
 }
 
 /// A copy of a disk must not be easier to read than the disk.

@@ -18,7 +18,7 @@ use hrl_format::id::PointId;
 
 use super::catalogue::{Catalogue, View};
 use super::catalogue_file;
-use super::durable::{self, StoreFile};
+use super::durable::{self, StoreFile, advise};
 use super::layout::VolumeFolder;
 use super::lock::FileLock;
 use crate::error::{Error, ErrorKind, IoContext, Result};
@@ -154,7 +154,7 @@ pub(super) struct Withdrawn {
 
 /// Keeps readers away; `None` if one is there.
 pub(super) fn withdraw(path: &Path) -> Result<Option<Withdrawn>> {
-    let file = make(path).at(LOOK, path)?;
+    let file = make(path).at(LOOK, path).map_err(advise)?;
     let lock = FileLock::exclusive(file).at(LOOK, path)?;
     Ok(lock.map(|lock| Withdrawn { _lock: lock }))
 }
@@ -175,21 +175,39 @@ pub(super) fn explain_full(folder: &VolumeFolder, error: Error) -> Error {
     if error.kind() != ErrorKind::Full {
         return error;
     }
-    let loaded = catalogue_file::load(folder);
-    let held = loaded.and_then(|loaded| held_points(folder, &loaded.catalogue));
-    let held: Vec<String> = held
-        .unwrap_or_default()
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    if held.is_empty() {
-        return error.advice("free room there, or keep fewer points (--retain)");
+    let mut advice = "free room there".to_owned();
+    if let Ok(loaded) = catalogue_file::load(folder) {
+        let held = held_points(folder, &loaded.catalogue).unwrap_or_default();
+        let waiting = waiting_bytes(folder, &loaded.catalogue);
+        if held.is_empty() && waiting == 0 {
+            advice.push_str(", or keep fewer points (--retain)");
+        }
+        if !held.is_empty() {
+            let held: Vec<String> = held.iter().map(ToString::to_string).collect();
+            let held = held.join(", ");
+            advice.push_str(&format!(
+                "; point {held} is being read and cannot be dropped"
+            ));
+        }
+        if waiting > 0 {
+            advice.push_str(&format!(
+                "; {waiting} bytes of folded logs are still being read"
+            ));
+        }
+        if !held.is_empty() || waiting > 0 {
+            let leases = folder.leases();
+            advice.push_str(&format!(" (see `lsof {}/*`)", leases.display()));
+        }
     }
-    error.advice(format!(
-        "free room there; point {} is being read and cannot be dropped (see `lsof {}/*`)",
-        held.join(", "),
-        folder.leases().display()
-    ))
+    error.advice(advice)
+}
+
+/// How long the logs are that left the chain and wait for their last reader.
+fn waiting_bytes(folder: &VolumeFolder, catalogue: &Catalogue) -> u64 {
+    let retired = catalogue.retired.iter().map(|retired| retired.entry);
+    // The catalogue may list some that are gone already.
+    let waiting = retired.filter(|entry| folder.log(&entry.name()).exists());
+    waiting.map(|entry| entry.bytes.get()).sum()
 }
 
 fn is_held(path: &Path) -> Result<bool> {

@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::Path;
 
-use super::durable::read_small;
+use super::durable::{advise, read_small};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// A lock on an open file, held until dropped.
@@ -61,7 +61,7 @@ impl Lock {
         // being remounted read-only as long as the daemon runs.
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false);
-        drop(options.open(path).at(what, path)?);
+        drop(options.open(path).at(what, path).map_err(advise)?);
         let file = File::open(path).at(what, path)?;
         match FileLock::exclusive(file).at(what, path)? {
             Some(held) => {

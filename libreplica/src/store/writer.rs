@@ -233,8 +233,8 @@ impl VolumeWriter {
                 .volume(self.catalogue.volume)
                 .detail("the volume has no first full copy yet"));
         }
-        let header = self.next_header(&self.catalogue)?;
-        EpochLog::create(&self.folder, header, &self.options, self.key.as_ref())
+        let begun = self.begin_log(&self.catalogue);
+        begun.map_err(|e| lease::explain_full(&self.folder, e))
     }
 
     /// The header of the log that follows `catalogue`.

@@ -271,7 +271,7 @@ fn either_copy_of_the_catalogue_is_enough() {
     }
     let error = history.reader_error();
     assert_eq!(error.kind(), ErrorKind::Damaged);
-    assert!(error.to_string().contains("both copies"), "{error}");
+    assert!(error.to_string().contains("neither copy"), "{error}");
     assert!(
         history.store.volumes().unwrap()[0].catalogue.is_err(),
         "listed still"

@@ -137,3 +137,36 @@ fn the_first_catalogue_says_what_was_asked_for() {
     assert_eq!(catalogue.last_epoch().get(), 0);
     assert_eq!((catalogue.base, catalogue.head()), (None, None));
 }
+
+#[test]
+fn a_volumes_folder_under_another_id_is_foreign() {
+    let scratch = Scratch::new();
+    let store = Store::create(&scratch.path().join("store")).unwrap();
+    let spec = VolumeSpec::new("v", geometry(1 << 20)).unwrap();
+    let id = store.create_volume(spec).unwrap();
+    let other = hrl_format::id::VolumeId::random().unwrap();
+    let folder = |id: hrl_format::id::VolumeId| store.path().join("volumes").join(id.to_string());
+    std::fs::rename(folder(id), folder(other)).unwrap();
+    let error = store.volume_writer(other, None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Foreign);
+    for part in [id.to_string(), other.to_string(), "name back".to_owned()] {
+        assert!(error.to_string().contains(&part), "{error}");
+    }
+    assert_eq!(
+        store.volume(id, None).unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
+    std::fs::rename(folder(other), folder(id)).unwrap();
+    store.volume_writer(id, None).unwrap();
+}
+
+#[test]
+fn a_file_is_not_a_store() {
+    let scratch = Scratch::new();
+    let file = scratch.path().join("file");
+    std::fs::write(&file, "not a folder").unwrap();
+    for error in [Store::open(&file), Store::create(&file)] {
+        let error = error.unwrap_err();
+        assert!(error.to_string().contains("file"), "{error}");
+    }
+}

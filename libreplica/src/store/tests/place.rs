@@ -1,6 +1,7 @@
 //! Where a store lies: on a filesystem that is full, or read-only; read by somebody who may not
 //! write. Mounts need root: without it these tests only say so.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -13,7 +14,7 @@ use hrl_format::units::ByteOffset;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::Scratch;
-use super::model::{History, extent, same};
+use super::model::{History, SHORT, extent, same};
 use super::random::Random;
 use crate::error::ErrorKind;
 use crate::store::{FoldStep, RestoreOptions, Store, TipReader};
@@ -128,6 +129,78 @@ fn a_full_store_says_so_keeps_what_it_has_and_recovers() {
     large_epoch(&mut history, size / 2).unwrap();
     history.check();
     assert!(history.reader().check(&mut |_| {}).unwrap().is_sound());
+}
+
+/// Wherever the room ends: in a log, in the catalogue, in a fold.
+#[test]
+fn a_disk_that_is_full_at_any_step_costs_nothing() {
+    for key in [None, Some(VolumeKey::from_bytes([3; 32]))] {
+        let Some(small) = Small::new("6m") else {
+            return;
+        };
+        let mut history = History::begin(&small.store(), key, 17);
+        history.log_bytes = SHORT;
+        history.baseline(&mut history.writer());
+        let ballast = small.scratch.path().join("ballast");
+        let (mut failed, mut passed, mut steps) = (0, 0, BTreeSet::new());
+        for free in (0..30).cycle().take(120) {
+            let filled = fill(&ballast, small.scratch.path(), free * 4096);
+            match one_round(&mut history, 20_480) {
+                Ok(()) => passed += 1,
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+                    assert!(error.to_string().contains("free room"), "{error}");
+                    let text = error.to_string();
+                    steps.extend(text.split(':').next().map(str::to_owned));
+                    failed += 1;
+                }
+            }
+            history.check();
+            drop(filled);
+            // It goes on by itself.
+            if free % 10 == 0 {
+                one_round(&mut history, 20_480).unwrap();
+                assert!(history.reader().check(&mut |_| {}).unwrap().is_sound());
+                let writer = history.writer();
+                let logs = fs::read_dir(writer.folder.logs()).unwrap().count();
+                assert_eq!(logs, writer.catalogue().logs.len());
+            }
+        }
+        assert!(
+            failed > 20 && passed > 20,
+            "{failed} failed, {passed} passed"
+        );
+        assert!(steps.len() > 1, "{steps:?}");
+    }
+}
+
+/// An epoch, retention and folding.
+fn one_round(history: &mut History, bytes: u64) -> crate::Result<()> {
+    large_epoch(history, bytes)?;
+    let now = history.now();
+    let mut writer = history.writer();
+    let retained = writer.retain(&"#3".parse().unwrap(), now)?;
+    let points = &mut history.model.points;
+    points.retain(|known| !retained.dropped.contains(&known.id));
+    while writer.fold_step()? != FoldStep::Nothing {}
+    Ok(())
+}
+
+/// Leaves so many bytes of a filesystem free, until dropped.
+fn fill(path: &Path, filesystem: &Path, free: u64) -> Ballast {
+    let stat = nix::sys::statvfs::statvfs(filesystem).unwrap();
+    let available = stat.blocks_available() * stat.fragment_size();
+    let bytes = available.saturating_sub(free);
+    fs::write(path, vec![1; bytes as usize]).unwrap();
+    Ballast(path.to_owned())
+}
+
+struct Ballast(PathBuf);
+
+impl Drop for Ballast {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).unwrap();
+    }
 }
 
 #[test]
