@@ -201,7 +201,7 @@ impl Observer {
     /// marked before it counts as complete.
     ///
     /// # Errors
-    /// [`ErrorKind::Vanished`] if the disk is gone.
+    /// [`Vanished`](crate::ErrorKind::Vanished) if the disk is gone.
     pub fn in_flight(&self) -> Result<InFlight> {
         self.instance.in_flight()
     }
@@ -222,7 +222,7 @@ impl Observer {
     /// Whether the disk is still there, and as long.
     ///
     /// # Errors
-    /// [`ErrorKind::Vanished`] or [`ErrorKind::Resized`] if not.
+    /// [`Vanished`](crate::ErrorKind::Vanished) or [`Resized`](crate::ErrorKind::Resized) if not.
     pub fn check(&self) -> Result<()> {
         self.instance.disk.still_there()
     }
