@@ -71,6 +71,11 @@ impl LeafFunction {
         }
     }
 
+    /// Whether leaves say nothing to those who have not the key.
+    pub const fn is_keyed(&self) -> bool {
+        matches!(self.0, Kind::Keyed(_))
+    }
+
     /// XXH3-128 of the content.
     pub const fn plain() -> Self {
         Self(Kind::Plain)

@@ -73,7 +73,7 @@ impl EpochDraft {
         let mut pending = Pending::default();
         for (n, bytes) in (first..).zip(data.chunks(block as usize)) {
             let number = BlockNumber::new(n);
-            let content = Content::of(bytes);
+            let content = Content::of(function, bytes);
             let leaf = match content {
                 Content::Zeroes => function.zero_leaf(number, ByteLen::new(bytes.len() as u64)),
                 Content::Data => function.leaf(number, bytes),
@@ -174,8 +174,9 @@ enum Content {
 }
 
 impl Content {
-    fn of(bytes: &[u8]) -> Self {
-        if is_zero(bytes) {
+    /// With a key, nobody else shall learn which blocks are empty: they are data like others.
+    fn of(function: &LeafFunction, bytes: &[u8]) -> Self {
+        if !function.is_keyed() && is_zero(bytes) {
             Self::Zeroes
         } else {
             Self::Data

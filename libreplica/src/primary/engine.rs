@@ -34,6 +34,8 @@ struct Running {
 pub struct Primary {
     environment: Arc<Environment>,
     volumes: Mutex<BTreeMap<VolumeId, Running>>,
+    /// Those whose settings cannot be read. They are shown, and can be unprotected.
+    unreadable: Mutex<BTreeMap<VolumeId, VolumeStatus>>,
     /// One `protect` or `unprotect` at a time: each looks at all volumes first.
     changing: Mutex<()>,
 }
@@ -50,12 +52,20 @@ impl Primary {
         let primary = Arc::new(Self {
             environment,
             volumes: Mutex::new(BTreeMap::new()),
+            unreadable: Mutex::new(BTreeMap::new()),
             changing: Mutex::new(()),
         });
-        for config in primary.environment.state.volumes()? {
+        let volumes = primary.environment.state.volumes()?;
+        let known: Vec<_> = volumes.iter().map(|(id, _)| *id).collect();
+        primary.environment.remove_orphans(&known);
+        for (id, config) in volumes {
             match config {
                 Ok(config) => primary.launch(config, None),
-                Err(error) => tracing::error!("a volume is not taken up: {error}"),
+                Err(error) => {
+                    tracing::error!("a volume is not taken up: {error}");
+                    let status = lifecycle::unreadable_status(id, &error);
+                    locked(&primary.unreadable).insert(id, status);
+                }
             }
         }
         primary.environment.report_stale_pins();
@@ -75,9 +85,13 @@ impl Primary {
 
     fn launch(&self, config: VolumeConfig, member: Option<Member>) {
         let id = config.id;
-        let status = lifecycle::first_status(&config);
+        let status = lifecycle::first_status(&config, &self.environment);
         let member = member.unwrap_or_else(|| Member::new(&config));
+        let is_complete = config.phase == Phase::Replicating;
         let volume = Arc::new(Volume::new(config, member, status));
+        if !is_complete {
+            volume.owe_point();
+        }
         locked(&self.volumes).insert(
             id,
             Running {
@@ -166,6 +180,14 @@ impl Primary {
     /// [`ErrorKind::NotFound`], or what the system said while pins were removed.
     pub fn unprotect(&self, volume: &str) -> Result<()> {
         let _changing = locked(&self.changing);
+        if let Ok(id) = volume.parse::<VolumeId>()
+            && locked(&self.unreadable).contains_key(&id)
+        {
+            self.environment.remove_pins(id)?;
+            self.environment.state.forget(id)?;
+            locked(&self.unreadable).remove(&id);
+            return Ok(());
+        }
         let volume = self.find(volume)?;
         volume.request_stop();
         let thread = locked(&self.volumes)
@@ -224,14 +246,17 @@ impl Primary {
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is no such volume.
     pub fn status(&self, volume: Option<&str>) -> Result<Vec<VolumeStatus>> {
+        let unreadable = locked(&self.unreadable);
+        if let Some(status) = volume.and_then(|id| unreadable.get(&id.parse().ok()?)) {
+            return Ok(vec![status.clone()]);
+        }
         let volumes = match volume {
             Some(name) => vec![self.find(name)?],
             None => self.all(),
         };
-        Ok(volumes
-            .iter()
-            .map(|volume| lifecycle::fresh_status(volume))
-            .collect())
+        let shown = volumes.iter().map(|shown| lifecycle::fresh_status(shown));
+        let others = unreadable.values().filter(|_| volume.is_none());
+        Ok(shown.chain(others.cloned()).collect())
     }
 
     /// The settings of a volume.
@@ -300,6 +325,7 @@ impl Primary {
                 cause: "asked for by the operator".into(),
             };
         })?;
+        volume.owe_point();
         volume.publish(|status| {
             status.state = VolumeState::Resync;
             status.state_cause = Some("asked for by the operator".into());

@@ -85,6 +85,20 @@ impl Environment {
         })
     }
 
+    /// Removes the pins of this folder whose volume it does not know: those of a `protect`
+    /// or an `unprotect` that was cut short.
+    pub fn remove_orphans(&self, known: &[VolumeId]) {
+        for pin in capture::list_pins(Path::new(AttachSpec::PINS)).unwrap_or_default() {
+            let ours = pin.tracked.as_ref().is_some_and(|tracked| {
+                *tracked.folder.as_bytes() == self.state.id() && !known.contains(&pin.volume)
+            });
+            if ours {
+                let removed = self.remove_pins(pin.volume);
+                tracing::warn!(volume = %pin.volume, ?removed, "tracking of no known volume");
+            }
+        }
+    }
+
     /// Logs what dead daemons with other state folders left in the kernel.
     pub fn report_stale_pins(&self) {
         let pins = match capture::list_pins(Path::new(AttachSpec::PINS)) {

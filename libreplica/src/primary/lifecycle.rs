@@ -6,14 +6,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hrl_format::id::VolumeId;
 use hrl_format::units::Timestamp;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::primary::config::{Phase, Shipping, VolumeConfig};
 use crate::primary::environment::Environment;
+use crate::primary::member::Member;
 use crate::primary::point::Part;
 use crate::primary::spec::PointOptions;
-use crate::primary::status::{LastError, PointSummary, StatusCounters, VolumeState, VolumeStatus};
+use crate::primary::state_dir::{read_json, write_json};
+use crate::primary::status::{LastError, PointSummary, VolumeState, VolumeStatus};
 use crate::primary::volume::Volume;
 use crate::primary::{copy, group};
 
@@ -28,71 +31,89 @@ const PAUSES: [Duration; 6] = [
 ];
 /// How long a point that is due may take.
 const POINT_LIMIT: Duration = Duration::from_secs(300);
-/// How long it may take however short the interval is.
-const POINT_LIMIT_MIN: Duration = Duration::from_secs(5);
-/// How often to look whether the device is still there, however long the interval is.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How often to look whether the device is still there and anything is dirty, however long
+/// the interval is.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// A freeze that took over a quarter of its limit stretches the interval by this much, at
 /// most.
 const STRETCH_MAX: u32 = 16;
-/// First points that may fail before `protect --wait` returns without one: the copy is
-/// durable, and the next interval tries again.
-const FIRST_POINT_TRIES: u64 = 3;
+/// Failures in a row after which `--wait` no longer waits; the volume goes on trying.
+const TRIES: u32 = 4;
+/// In the volume's state folder: see [`History`](crate::primary::status::History).
+const HISTORY: &str = "history.json";
 
 /// What a volume's thread keeps between two things it does.
 #[derive(Debug)]
 struct Rhythm {
-    failures: usize,
     stretch: u32,
-    last_point: Option<Instant>,
 }
 
 /// The volume's thread.
 pub fn run(volume: &Arc<Volume>, environment: &Environment) {
-    let mut rhythm = Rhythm {
-        failures: 0,
-        stretch: 1,
-        last_point: None,
-    };
+    let mut rhythm = Rhythm { stretch: 1 };
     while !volume.is_stopping() {
         let done = step(volume, environment, &mut rhythm);
         volume.set_tried();
+        let pause = match done {
+            Ok(pause) => pause,
+            Err(_) if volume.is_stopping() => break,
+            Err(failure) => after_failure(volume, &failure),
+        };
         if let Some(mut member) = volume.try_member() {
             member.rest();
         }
-        let pause = match done {
-            Ok(pause) => {
-                rhythm.failures = 0;
-                pause
-            }
-            Err(_) if volume.is_stopping() => break,
-            Err(error) => after_failure(volume, &mut rhythm, &error),
-        };
         volume.sleep(pause);
     }
     if let Some(mut member) = volume.try_member() {
         member.drop_sides();
     }
+    keep_history(volume, environment);
+}
+
+/// How something that the volume did by itself failed.
+struct Failure {
+    error: Error,
+    /// Whether status and sides have been brought in line already.
+    noted: Noted,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Noted {
+    No,
+    ByThePoint,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let noted = Noted::No;
+        Self { error, noted }
+    }
 }
 
 /// Does what is to be done next; returns how long nothing is.
-fn step(volume: &Arc<Volume>, environment: &Environment, rhythm: &mut Rhythm) -> Result<Duration> {
+fn step(
+    volume: &Arc<Volume>,
+    environment: &Environment,
+    rhythm: &mut Rhythm,
+) -> Result<Duration, Failure> {
     {
         let mut member = volume.member_until(Instant::now() + POINT_LIMIT)?;
         member.bring_up(volume, environment)?;
+        member.look_at_lag();
         volume.publish(|status| member.describe(status));
         let config = volume.config();
         match &config.phase {
             Phase::Baseline => {
+                volume.owe_point();
                 copy::baseline(volume, &mut member)?;
                 change_config(volume, environment, |config| {
                     config.phase = Phase::Replicating
                 })?;
-                rhythm.last_point = None;
-                volume.set_point_made(None);
+                volume.set_going_well();
                 volume.publish(show_that_it_ships);
             }
             Phase::Resync { cause } => {
+                volume.owe_point();
                 volume.publish(|status| status.counters.resyncs += 1);
                 copy::resync(volume, &mut member, cause)?;
                 // A loss of tracking during the resync has put another cause there.
@@ -102,12 +123,12 @@ fn step(volume: &Arc<Volume>, environment: &Environment, rhythm: &mut Rhythm) ->
                         config.phase = Phase::Replicating;
                     }
                 })?;
-                rhythm.last_point = None;
-                volume.set_point_made(None);
+                volume.set_going_well();
                 if volume.config().phase != Phase::Replicating {
                     return Ok(Duration::ZERO);
                 }
                 volume.publish(show_that_it_ships);
+                keep_history(volume, environment);
             }
             Phase::Replicating => member.live()?.0.still_there()?,
         }
@@ -126,26 +147,28 @@ fn due_point(
     environment: &Environment,
     rhythm: &mut Rhythm,
     every: Duration,
-) -> Result<Duration> {
+) -> Result<Duration, Failure> {
     // A point that somebody asked for counts as well.
-    let last = rhythm.last_point.max(volume.last_point_made());
+    let last = volume.last_point_made();
     let interval = every * rhythm.stretch;
     if let Some(left) = last.and_then(|last| interval.checked_sub(last.elapsed()))
         && !left.is_zero()
     {
         return Ok(left.min(LOOK_AGAIN));
     }
-    let limit = every.clamp(POINT_LIMIT_MIN, POINT_LIMIT);
     group::point(
         volume,
         environment,
         &PointOptions::default(),
-        Instant::now() + limit,
-    )?;
-    rhythm.last_point = Some(Instant::now());
+        Instant::now() + POINT_LIMIT,
+    )
+    .map_err(|error| Failure {
+        error,
+        noted: Noted::ByThePoint,
+    })?;
     volume
         .member_until(Instant::now() + POINT_LIMIT)?
-        .retain()?;
+        .retain(&|| !volume.is_stopping())?;
     stretch(volume, environment, rhythm);
     Ok((every * rhythm.stretch).min(LOOK_AGAIN))
 }
@@ -168,25 +191,51 @@ fn stretch(volume: &Volume, environment: &Environment, rhythm: &mut Rhythm) {
     }
 }
 
-fn after_failure(volume: &Volume, rhythm: &mut Rhythm, error: &Error) -> Duration {
-    let pause = PAUSES[rhythm.failures.min(PAUSES.len() - 1)];
-    rhythm.failures += 1;
+/// Notes what the volume's thread failed at; returns how long to wait before it tries again.
+fn after_failure(volume: &Volume, failure: &Failure) -> Duration {
+    let error = &failure.error;
+    if failure.noted == Noted::No
+        && let Some(mut member) = volume.try_member()
+    {
+        note_failure(volume, &mut member, error);
+    }
     // Tracking was lost, which is noted when the volume is brought up next; or another
     // member of the group is not ready.
     if error.kind() == ErrorKind::ResyncNeeded {
         return Duration::from_millis(200);
     }
+    PAUSES[(volume.count_failure() as usize).min(PAUSES.len() - 1)]
+}
+
+/// Brings status and sides in line with a failure, whoever's wish it was that failed: what
+/// may be broken is dropped, to be brought up anew, and the volume is shown degraded.
+pub fn note_failure(volume: &Volume, member: &mut Member, error: &Error) {
+    if error.kind() == ErrorKind::ResyncNeeded {
+        member.reclaim();
+        return;
+    }
     volume.publish_error(error);
-    if !is_passing(error.kind()) {
-        if let Some(mut member) = volume.try_member() {
-            member.drop_sides();
-        }
-        volume.publish(|status| {
+    if is_passing(error.kind()) {
+        member.reclaim();
+        return;
+    }
+    member.drop_sides();
+    volume.make_point_due();
+    volume.publish(|status| {
+        if status.state != VolumeState::Paused {
             status.state = VolumeState::Degraded;
             status.state_cause = Some(error.to_string());
-        });
+        }
+    });
+}
+
+/// Keeps for the next run of the daemon what status knows, as well as it can: nothing
+/// depends on it.
+fn keep_history(volume: &Volume, environment: &Environment) {
+    let path = environment.state.volume_dir(volume.id()).join(HISTORY);
+    if let Err(error) = write_json(&path, &volume.status().history()) {
+        tracing::debug!(volume = %volume.id(), "{error}");
     }
-    pause
 }
 
 /// Whether a failure says nothing of the sides: they stay up.
@@ -206,7 +255,7 @@ pub fn after_point(
     let volume = part.volume;
     match made {
         Ok(point) => {
-            volume.set_point_made(Some(Instant::now()));
+            volume.set_point_made(Instant::now());
             volume.publish(|status| {
                 status.counters.points_made += 1;
                 status.last_point = Some(point.clone());
@@ -215,18 +264,15 @@ pub fn after_point(
             });
         }
         Err(error) => {
-            volume.publish(|status| {
-                status.counters.points_failed += 1;
-                status.last_error = Some(LastError::new(error, Timestamp::now()));
-            });
+            volume.publish(|status| status.counters.points_failed += 1);
             let noted = part.member.note_loss(volume, environment);
             if let Err(error) = noted {
                 volume.publish_error(&error);
             }
-            if is_passing(error.kind()) || error.kind() == ErrorKind::ResyncNeeded {
-                part.member.reclaim();
-            } else {
-                part.member.drop_sides();
+            note_failure(volume, part.member, error);
+            // Its thread goes on with a resync, or tries to bring it up again.
+            if !is_passing(error.kind()) {
+                volume.wake();
             }
         }
     }
@@ -240,6 +286,7 @@ pub fn after_point(
 /// When the state folder cannot be written.
 pub fn needs_resync(volume: &Volume, environment: &Environment, cause: &str) -> Result<()> {
     tracing::warn!(volume = %volume.id(), cause, "a resync is needed");
+    volume.owe_point();
     change_config(volume, environment, |config| {
         if config.phase != Phase::Baseline {
             config.phase = Phase::Resync {
@@ -275,7 +322,7 @@ pub fn change_config(
 }
 
 /// What `status` shows before the volume's thread has looked.
-pub fn first_status(config: &VolumeConfig) -> VolumeStatus {
+pub fn first_status(config: &VolumeConfig, environment: &Environment) -> VolumeStatus {
     let (state, cause) = match (&config.phase, config.shipping) {
         (_, Shipping::Paused) => (
             VolumeState::Paused,
@@ -285,8 +332,7 @@ pub fn first_status(config: &VolumeConfig) -> VolumeStatus {
         (Phase::Resync { cause }, _) => (VolumeState::Resync, Some(cause.clone())),
         (Phase::Replicating, _) => (VolumeState::Replicating, None),
     };
-    VolumeStatus {
-        id: config.id.to_string(),
+    let mut status = VolumeStatus {
         name: config.name.clone(),
         device: config.device.display().to_string(),
         store: config.store.display().to_string(),
@@ -295,18 +341,22 @@ pub fn first_status(config: &VolumeConfig) -> VolumeStatus {
         block_bytes: config.block_bytes,
         state,
         state_cause: cause,
-        mode: "bitmap".to_owned(),
-        mode_cause: None,
-        capture: "ebpf".to_owned(),
-        generation: 1,
-        epoch: 0,
-        dirty_bytes: 0,
-        lag_seconds: 0.0,
-        last_point: None,
-        resync: None,
-        last_resync: None,
-        last_error: None,
-        counters: StatusCounters::default(),
+        ..VolumeStatus::unknown(config.id)
+    };
+    let history = environment.state.volume_dir(config.id).join(HISTORY);
+    if let Ok(history) = read_json(&history) {
+        status.recall(history);
+    }
+    status
+}
+
+/// What `status` shows of a volume whose settings cannot be read.
+pub fn unreadable_status(id: VolumeId, error: &Error) -> VolumeStatus {
+    VolumeStatus {
+        state: VolumeState::Degraded,
+        state_cause: Some(error.to_string()),
+        last_error: Some(LastError::new(error, Timestamp::now())),
+        ..VolumeStatus::unknown(id)
     }
 }
 
@@ -336,7 +386,8 @@ pub fn show_shipping(status: &mut VolumeStatus, shipping: Shipping) {
 
 /// The status with the newest numbers, if the member can be asked.
 pub fn fresh_status(volume: &Volume) -> VolumeStatus {
-    if let Some(member) = volume.try_member() {
+    if let Some(mut member) = volume.try_member() {
+        member.look_at_lag();
         volume.publish(|status| member.describe(status));
     }
     volume.status()
@@ -344,23 +395,38 @@ pub fn fresh_status(volume: &Volume) -> VolumeStatus {
 
 /// Whether the first copy or the resync has ended with a point, or cannot; `None`: not yet.
 pub fn has_settled(volume: &Volume) -> Option<Result<()>> {
+    let cannot = |kind, why: String, advice: &str| {
+        let error = Error::new(kind, "wait for the volume").volume(volume.id());
+        Some(Err(error.detail(why).advice(advice)))
+    };
     let status = volume.status();
+    let config = volume.config();
     if volume.is_stopping() {
-        let gone = Error::new(ErrorKind::State, "wait for the volume").volume(volume.id());
-        return Some(Err(gone.detail("it is no longer protected")));
+        return cannot(ErrorKind::State, "it is no longer protected".into(), "");
     }
-    if volume.config().phase != Phase::Replicating {
+    if config.shipping == Shipping::Paused {
+        return cannot(
+            ErrorKind::State,
+            "it is paused".into(),
+            "`replica resume` it",
+        );
+    }
+    if config.phase == Phase::Replicating && !volume.owes_point() {
+        return Some(Ok(()));
+    }
+    if volume.failures() < TRIES {
         return None;
     }
-    match (status.state, &status.last_point) {
-        (VolumeState::Replicating, Some(_)) => Some(Ok(())),
-        _ if status.counters.points_failed >= FIRST_POINT_TRIES => {
-            let why = status
-                .last_error
-                .map_or_else(String::new, |error| error.message);
-            tracing::warn!(volume = %volume.id(), "copied, and no recovery point yet: {why}");
-            Some(Ok(()))
-        }
-        _ => None,
+    if config.phase == Phase::Replicating && status.state == VolumeState::Replicating {
+        // Copied, durably, and no moment yet for a point.
+        return Some(Ok(()));
     }
+    let why = status
+        .last_error
+        .map_or_else(String::new, |error| error.message);
+    cannot(
+        ErrorKind::TimedOut,
+        why,
+        "it is tried again; see `replica status`",
+    )
 }

@@ -11,6 +11,7 @@ use hrl_format::units::{BlockSize, SectorSize, VolumeSize};
 pub use crate::primary::sink::Sink;
 pub use crate::primary::source::Source;
 
+use crate::capture::Observer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
 use crate::primary::config::VolumeConfig;
@@ -25,6 +26,8 @@ pub struct Member {
     geometry: Geometry,
     source: Option<Source>,
     sink: Option<Sink>,
+    /// What goes on in the kernel while the source side is down.
+    observer: Option<Observer>,
     /// Since when something may be dirty that the store does not have.
     behind_since: Instant,
 }
@@ -42,6 +45,7 @@ impl Member {
             geometry,
             source: None,
             sink: None,
+            observer: None,
             behind_since: Instant::now(),
         }
     }
@@ -55,6 +59,7 @@ impl Member {
             geometry,
             source: Some(source),
             sink: Some(sink),
+            observer: None,
             behind_since,
         }
     }
@@ -82,6 +87,8 @@ impl Member {
             let source = Source::bring_up(&volume.config(), environment, &up.tree, note)?;
             self.geometry = source.geometry();
             self.source = Some(source);
+            self.observer = None;
+            self.behind_since = up.newest_moment();
         }
         self.note_loss(volume, environment)?;
         if let Some(source) = &mut self.source {
@@ -120,7 +127,9 @@ impl Member {
     /// Lets go of both sides after a failure, so that they are brought up anew. Tracking
     /// goes on in the kernel.
     pub fn drop_sides(&mut self) {
-        self.source = None;
+        if let Some(source) = self.source.take() {
+            self.observer = Some(source.observer());
+        }
         self.sink = None;
     }
 
@@ -142,8 +151,8 @@ impl Member {
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub fn retain(&mut self) -> Result<()> {
-        self.sink.as_mut().map_or(Ok(()), Sink::retain)
+    pub fn retain(&mut self, go_on: &dyn Fn() -> bool) -> Result<()> {
+        self.sink.as_mut().map_or(Ok(()), |sink| sink.retain(go_on))
     }
 
     /// From now on nothing older than `moment` is missing in the store.
@@ -165,14 +174,28 @@ impl Member {
 
     /// Writes what only this side knows into `status`.
     pub fn describe(&self, status: &mut VolumeStatus) {
-        if let Some(source) = &self.source {
-            source.describe(status);
+        match (&self.source, &self.observer) {
+            (Some(source), _) => source.describe(status),
+            (None, Some(observer)) => {
+                let bytes = observer.dirty_blocks() * u64::from(self.geometry.block.get());
+                status.dirty_bytes = bytes.min(self.geometry.size.get());
+            }
+            (None, None) => {}
         }
         if let Some(sink) = &self.sink {
             sink.describe(status);
         }
         let behind = self.behind_since.elapsed().as_secs_f64();
         status.lag_seconds = if status.dirty_bytes == 0 { 0.0 } else { behind };
+    }
+
+    /// Notes whether anything waits to be shipped: what is dirty later is no older than now.
+    pub fn look_at_lag(&mut self) {
+        if let Some(source) = &self.source
+            && source.dirty_bytes() == 0
+        {
+            self.behind_since = Instant::now();
+        }
     }
 }
 

@@ -33,6 +33,8 @@ use crate::store::Point;
 const ROUNDS_MAX: u32 = 8;
 /// Little enough, over all members, to be read while frozen.
 const FEW_BYTES: u64 = 4 << 20;
+/// How long to look for one.
+const QUIET_LIMIT: Duration = Duration::from_secs(10);
 /// The longest pause between two looks for a quiet moment of a source that has nothing to
 /// freeze: under load without a gap, every look ships what changed since the last.
 const LOOK_AGAIN_MAX: Duration = Duration::from_secs(1);
@@ -190,6 +192,7 @@ fn quiet_moment(
     drafts: &mut [EpochDraft],
     until: Instant,
 ) -> Result<Result<Timestamp>> {
+    let until = until.min(Instant::now() + QUIET_LIMIT);
     let mut pause = Duration::from_micros(100);
     loop {
         let mut quiet = true;

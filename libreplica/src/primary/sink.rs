@@ -2,6 +2,7 @@
 //! what the image holds.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use hrl_format::VolumeKey;
 use hrl_format::units::{Epoch, Timestamp};
@@ -176,10 +177,22 @@ impl Sink {
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub fn retain(&mut self) -> Result<()> {
+    pub fn retain(&mut self, go_on: &dyn Fn() -> bool) -> Result<()> {
         self.writer.retain(&self.retention, Timestamp::now())?;
-        while self.writer.fold_step()? != FoldStep::Nothing {}
+        while go_on() && self.writer.fold_step()? != FoldStep::Nothing {}
         Ok(())
+    }
+
+    /// When the newest point was: what was written before is in the image. After a restart nothing
+    /// better is known of the age of what is dirty.
+    pub fn newest_moment(&self) -> Instant {
+        let now = Instant::now();
+        let points = &self.writer.catalogue().points;
+        let age = points.last().and_then(|point| {
+            let nanos = Timestamp::now().as_nanos() - point.time.as_nanos();
+            u64::try_from(nanos).ok().map(Duration::from_nanos)
+        });
+        age.and_then(|age| now.checked_sub(age)).unwrap_or(now)
     }
 
     /// Writes what the store knows into `status`.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use hrl_format::units::Extent;
 
-use crate::capture::{AttachSpec, FolderId, Tracker};
+use crate::capture::{AttachSpec, FolderId, Observer, Tracker};
 use crate::device::{BlockDevice, OpenFor, Swap};
 use crate::digest::DigestTree;
 use crate::error::{Error, ErrorKind, IoContext, Result};
@@ -18,7 +18,6 @@ use crate::primary::fingerprint;
 use crate::primary::lifecycle;
 use crate::primary::status::VolumeStatus;
 use crate::primary::volume::Volume;
-use crate::sys::memory::AlignedMemory;
 use crate::sys::reader::{Reader, ReaderOptions};
 
 /// The source side of a volume.
@@ -32,7 +31,6 @@ pub struct Source {
     swap: Swap,
     tracker: Tracker,
     geometry: Geometry,
-    memory: Option<AlignedMemory>,
     round_began: Instant,
     /// Why the whole volume must be compared, found and not yet dealt with.
     loss: Option<String>,
@@ -101,7 +99,6 @@ impl Source {
             reader: None,
             tracker,
             geometry,
-            memory: None,
             round_began: Instant::now(),
             loss: None,
         })
@@ -321,7 +318,7 @@ impl Source {
     }
 
     /// What waits to be shipped. Between two epochs all of that is in the next round.
-    fn dirty_bytes(&self) -> u64 {
+    pub fn dirty_bytes(&self) -> u64 {
         if self.exclusions.ranges().is_empty() {
             let blocks = self.tracker.dirty_blocks();
             let bytes = blocks * u64::from(self.geometry.block.get());
@@ -341,31 +338,10 @@ impl Source {
         self.tracker.pending().test(block)
     }
 
-    /// Memory for the last blocks of an epoch, locked.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn take_memory(&mut self, len: usize) -> Result<AlignedMemory> {
-        if let Some(memory) = self.memory.take() {
-            return Ok(memory);
-        }
-        let memory = AlignedMemory::new(len).at("take memory for a point", self.device.path())?;
-        // Best effort: without the right to lock, the memory is there all the same.
-        if let Err(error) = memory.lock() {
-            tracing::debug!(%error, "memory for points is not locked");
-        }
-        Ok(memory)
-    }
-
-    /// Bytes of that memory that an extent takes.
+    /// Bytes of memory that an extent takes when it is read.
     pub fn room_for(&self, extent: Extent) -> u64 {
         let sector = u64::from(self.geometry.sector.get());
         extent.len().get().next_multiple_of(sector)
-    }
-
-    /// Gives the memory back for the next point.
-    pub fn give_back(&mut self, memory: AlignedMemory) {
-        self.memory = Some(memory);
     }
 
     /// Takes everything of this volume out of the kernel.
@@ -374,6 +350,11 @@ impl Source {
     /// What the system said.
     pub fn release(self) -> Result<()> {
         self.tracker.detach()
+    }
+
+    /// What goes on in the kernel, to be asked also when this side is down.
+    pub fn observer(&self) -> Observer {
+        self.tracker.observer()
     }
 
     /// Writes what the kernel knows into `status`.

@@ -79,12 +79,12 @@ impl StateDir {
         self.path.join("volumes").join(volume.to_string())
     }
 
-    /// All volumes that are protected from here, with their settings. A folder whose
-    /// settings cannot be read is returned as an error beside the others.
+    /// All volumes that are protected from here, with their settings, or why those cannot be
+    /// read.
     ///
     /// # Errors
     /// When the folder itself cannot be read.
-    pub fn volumes(&self) -> Result<Vec<Result<VolumeConfig>>> {
+    pub fn volumes(&self) -> Result<Vec<(VolumeId, Result<VolumeConfig>)>> {
         let folder = self.path.join("volumes");
         let mut found = Vec::new();
         for entry in fs::read_dir(&folder).at("list the volumes", &folder)? {
@@ -95,7 +95,8 @@ impl StateDir {
             let path = entry.path().join("volume.json");
             // A folder without settings is a `protect` or an `unprotect` cut short.
             if path.exists() {
-                found.push(read_json::<VolumeConfig>(&path).map_err(|error| error.volume(id)));
+                let config = read_json::<VolumeConfig>(&path).map_err(|error| error.volume(id));
+                found.push((id, config));
             }
         }
         Ok(found)

@@ -1,6 +1,7 @@
 //! What a volume tells of itself: the structures behind `replica status --json`. Fields
 //! may be added, never renamed: scripts read them.
 
+use hrl_format::id::VolumeId;
 use hrl_format::units::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +101,7 @@ impl LastError {
 
 /// Numbers that only rise.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct StatusCounters {
     /// Operations that change data, seen since tracking was attached.
     pub writes_seen: u64,
@@ -119,6 +121,21 @@ pub struct StatusCounters {
     pub freeze_ms_last: u64,
     /// Bytes read from the source and written to the store.
     pub bytes_shipped: u64,
+}
+
+/// What `status` shall still know after the daemon was restarted. Kept in the state folder,
+/// written when it changes and when the daemon ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct History {
+    /// The last resync that ended.
+    pub last_resync: Option<ResyncSummary>,
+    /// The newest error.
+    pub last_error: Option<LastError>,
+    /// The newest recovery point.
+    pub last_point: Option<PointSummary>,
+    /// Numbers that only rise.
+    pub counters: StatusCounters,
 }
 
 /// The newest recovery point, in short.
@@ -186,6 +203,54 @@ pub struct VolumeStatus {
     pub last_error: Option<LastError>,
     /// Numbers that only rise.
     pub counters: StatusCounters,
+}
+
+impl VolumeStatus {
+    /// A volume of which nothing is known but its id.
+    pub fn unknown(id: VolumeId) -> Self {
+        Self {
+            id: id.to_string(),
+            name: id.to_string(),
+            device: String::new(),
+            store: String::new(),
+            group: None,
+            size_bytes: 0,
+            block_bytes: 0,
+            state: VolumeState::Degraded,
+            state_cause: None,
+            mode: "bitmap".to_owned(),
+            mode_cause: None,
+            capture: "ebpf".to_owned(),
+            generation: 1,
+            epoch: 0,
+            dirty_bytes: 0,
+            lag_seconds: 0.0,
+            last_point: None,
+            resync: None,
+            last_resync: None,
+            last_error: None,
+            counters: StatusCounters::default(),
+        }
+    }
+
+    /// What of it outlives the daemon.
+    pub fn history(&self) -> History {
+        History {
+            last_resync: self.last_resync.clone(),
+            last_error: self.last_error.clone(),
+            last_point: self.last_point.clone(),
+            counters: self.counters.clone(),
+        }
+    }
+
+    /// Takes up what an earlier run knew.
+    pub fn recall(&mut self, history: History) {
+        self.epoch = history.last_point.as_ref().map_or(0, |point| point.epoch);
+        self.last_resync = history.last_resync;
+        self.last_error = history.last_error;
+        self.last_point = history.last_point;
+        self.counters = history.counters;
+    }
 }
 
 /// A byte range that differs, in a report.

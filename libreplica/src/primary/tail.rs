@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use hrl_format::units::Extent;
 
 use crate::digest::LeafFunction;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::geometry::Geometry;
 use crate::primary::draft::EpochDraft;
 use crate::primary::source::Source;
@@ -36,13 +36,14 @@ enum Outcome {
 }
 
 impl Tail {
-    /// Takes the memory for a tail of `source`.
+    /// Takes the memory for a tail of `source`. It is given back with the tail: most of the
+    /// time no volume needs any.
     ///
     /// # Errors
     /// When there is none.
     pub fn prepare(source: &mut Source) -> Result<Self> {
         source.reader()?;
-        let memory = source.take_memory(TAIL_BYTES)?;
+        let memory = memory(source)?;
         Ok(Self {
             memory,
             extents: Vec::with_capacity(STRETCHES),
@@ -93,10 +94,14 @@ impl Tail {
                 ))
                 .advice("it is tried again at the next interval"));
         }
-        source
-            .reader()?
-            .read_into(&self.extents, &mut self.memory)?;
+        let read = source
+            .reader()
+            .and_then(|reader| reader.read_into(&self.extents, &mut self.memory));
+        if read.is_err() {
+            source.mark_round_again();
+        }
         source.finish_round();
+        read?;
         self.outcome = Outcome::Whole;
         Ok(())
     }
@@ -123,7 +128,17 @@ impl Tail {
                 at += source.room_for(*extent) as usize;
             }
         }
-        source.give_back(self.memory);
         Ok(())
     }
+}
+
+/// Memory for the last blocks of an epoch, locked where that is allowed.
+fn memory(source: &Source) -> Result<AlignedMemory> {
+    let memory =
+        AlignedMemory::new(TAIL_BYTES).at("take memory for a point", source.device.path())?;
+    // Best effort: without the right to lock, the memory is there all the same.
+    if let Err(error) = memory.lock() {
+        tracing::debug!(%error, "memory for points is not locked");
+    }
+    Ok(memory)
 }

@@ -13,6 +13,7 @@ use crate::geometry::{BlockNumber, Geometry, Run};
 use crate::primary::config::Phase;
 use crate::primary::copy::{READ, next_slice};
 use crate::primary::environment::Environment;
+use crate::primary::lifecycle;
 use crate::primary::member::{Sink, Source};
 use crate::primary::status::{DifferingRange, VerifySummary};
 use crate::primary::volume::Volume;
@@ -48,7 +49,11 @@ pub fn verify(volume: &Arc<Volume>, environment: &Environment) -> Result<VerifyS
             return Ok(summary);
         };
         let (source, sink) = member.live()?;
-        compare(source, sink, &geometry, slice, &mut summary)?;
+        if let Err(error) = compare(source, sink, &geometry, slice, &mut summary) {
+            lifecycle::note_failure(volume, &mut member, &error);
+            volume.wake();
+            return Err(error);
+        }
         at = slice.end();
         drop(member);
         // Lets whoever waits for the member have it.

@@ -3,7 +3,7 @@
 //! that lock while it copies, resyncs or makes a point; a command that needs it waits, or
 //! says why it cannot.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,10 @@ pub struct Volume {
     stop: AtomicBool,
     tried: AtomicBool,
     point_made: Mutex<Option<Instant>>,
+    /// A first copy or a resync is not over before a point was made.
+    owes_point: AtomicBool,
+    /// What failed in a row, of what the volume does by itself.
+    failures: AtomicU32,
     woken: Mutex<bool>,
     wake: Condvar,
 }
@@ -48,6 +52,8 @@ impl Volume {
             stop: AtomicBool::new(false),
             tried: AtomicBool::new(false),
             point_made: Mutex::new(None),
+            owes_point: AtomicBool::new(false),
+            failures: AtomicU32::new(0),
             woken: Mutex::new(false),
             wake: Condvar::new(),
         }
@@ -89,9 +95,42 @@ impl Volume {
         *locked(&self.point_made)
     }
 
-    /// A point was made; `None` if one is due at once, whatever was made before.
-    pub fn set_point_made(&self, when: Option<Instant>) {
-        *locked(&self.point_made) = when;
+    /// A point was made.
+    pub fn set_point_made(&self, when: Instant) {
+        *locked(&self.point_made) = Some(when);
+        self.owes_point.store(false, Ordering::Release);
+        self.set_going_well();
+    }
+
+    /// A point is due at once, whatever was made before.
+    pub fn make_point_due(&self) {
+        *locked(&self.point_made) = None;
+    }
+
+    /// A first copy or a resync is under way, or just over: its end shall be a point.
+    pub fn owe_point(&self) {
+        self.owes_point.store(true, Ordering::Release);
+        self.make_point_due();
+    }
+
+    /// Whether that point is still to be made.
+    pub fn owes_point(&self) -> bool {
+        self.owes_point.load(Ordering::Acquire)
+    }
+
+    /// Counts a failure; returns how many there were in a row before it.
+    pub fn count_failure(&self) -> u32 {
+        self.failures.fetch_add(1, Ordering::AcqRel)
+    }
+
+    /// How many failures there were in a row.
+    pub fn failures(&self) -> u32 {
+        self.failures.load(Ordering::Acquire)
+    }
+
+    /// What it did last went well.
+    pub fn set_going_well(&self) {
+        self.failures.store(0, Ordering::Release);
     }
 
     /// Its status as last published.
