@@ -15,6 +15,7 @@ mod encryption;
 mod filesystems;
 mod freeze;
 mod kills;
+mod recall;
 mod resyncs;
 mod root_disk;
 mod several;

@@ -135,7 +135,11 @@ fn capture(
     let hooks = match plan.consistency {
         Consistency::Application => match run_pre_hooks(parts, environment) {
             Ok(hooks) => Some(hooks),
-            Err(error) => return Ok(Err(error)),
+            // Whatever is wrong with a hook, nothing is wrong with the volume.
+            Err(error) => {
+                let refused = Error::new(ErrorKind::State, "make a point");
+                return Ok(Err(refused.source(error)));
+            }
         },
         _ => None,
     };
