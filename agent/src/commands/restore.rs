@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use libreplica::primary::PointSummary;
+use libreplica::primary::{PointSummary, StateDir};
 use libreplica::store::{Overwrite, PointSelector, RestoreOptions, RestoreProof};
 use libreplica::time::parse_rfc3339;
 use libreplica::{Error, ErrorKind};
@@ -25,6 +25,7 @@ struct RestoreOutput {
 
 pub fn run(daemon: &DaemonArgs, args: &RestoreArgs) -> Result<ExitCode, Failure> {
     let output = std::path::absolute(&args.output)?;
+    refuse_state(&output)?;
     refuse_protected(daemon, &output)?;
     let located = locate(
         daemon,
@@ -90,6 +91,21 @@ fn selector(text: &str) -> Result<PointSelector, Failure> {
              or a time such as 2026-11-21T10:00:00Z expected"
             ))
         })
+}
+
+/// A daemon's memory is no place for an image, and no file of it may be replaced by one.
+fn refuse_state(output: &Path) -> Result<(), Failure> {
+    match StateDir::around(output) {
+        None => Ok(()),
+        Some(state) => Err(Error::new(ErrorKind::Invalid, "restore a recovery point")
+            .path(output)
+            .detail(format!(
+                "it lies within the state folder {}",
+                state.display()
+            ))
+            .advice("name a file or device outside of it")
+            .into()),
+    }
 }
 
 /// Nothing is restored over a disk whose image may be the only other copy.

@@ -64,6 +64,19 @@ impl StateDir {
         })
     }
 
+    /// The state folder, locked or not, that `path` is or lies in.
+    pub fn around(path: &Path) -> Option<PathBuf> {
+        let place = path
+            .canonicalize()
+            .or_else(|_| path.parent().unwrap_or(path).canonicalize())
+            .ok()?;
+        let is_one = |folder: &&Path| {
+            folder.join("volumes").is_dir()
+                && read_json::<StateFile>(&folder.join("state.json")).is_ok()
+        };
+        place.ancestors().find(is_one).map(Path::to_owned)
+    }
+
     /// Where it is, as an absolute path without links.
     pub fn path(&self) -> &Path {
         &self.path
@@ -240,6 +253,18 @@ mod tests {
         );
         drop(first);
         assert_eq!(StateDir::open(folder.path()).unwrap().id(), id);
+    }
+
+    #[test]
+    fn what_lies_in_a_state_folder_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().canonicalize().unwrap();
+        assert_eq!(StateDir::around(&path.join("new.img")), None);
+        drop(StateDir::open(&path.join("state")).unwrap());
+        let state = Some(path.join("state"));
+        assert_eq!(StateDir::around(&path.join("state/lock")), state);
+        assert_eq!(StateDir::around(&path.join("state/volumes/new")), state);
+        assert_eq!(StateDir::around(&path.join("new.img")), None);
     }
 
     #[test]

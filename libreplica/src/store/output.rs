@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::base::{StretchKind, Stretches};
+use super::layout::StoreFolder;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 const OPEN: &str = "open the target of the restore";
@@ -169,6 +170,27 @@ impl Target {
 
     fn error(&self, source: io::Error, at: ByteOffset) -> Error {
         Error::io(WRITE, source).path(&self.path).offset(at)
+    }
+}
+
+/// Nothing is restored into a store, be it another one: it would replace a file that points need,
+/// or lie among such files.
+pub(super) fn refuse_store(output: &Path) -> Result<()> {
+    // What a link leads to is what is replaced; what is not there yet is made in its folder.
+    let place = output
+        .canonicalize()
+        .or_else(|_| folder_of(output).canonicalize());
+    let Ok(place) = place else {
+        // Opening it says what is missing.
+        return Ok(());
+    };
+    let around = |folder: &&Path| StoreFolder::new(folder).marker().exists();
+    match place.ancestors().find(around) {
+        None => Ok(()),
+        Some(store) => Err(Error::new(ErrorKind::Invalid, OPEN)
+            .path(output)
+            .detail(format!("it lies within the store {}", store.display()))
+            .advice("name a file or device outside of every store")),
     }
 }
 

@@ -10,7 +10,7 @@ use hrl_format::id::PointId;
 use hrl_format::units::{ByteLen, ByteOffset, Extent};
 
 use super::catalogue::Point;
-use super::output::{Image, Overwrite, Progress, Target};
+use super::output::{Image, Overwrite, Progress, Target, refuse_store};
 use super::point_reader::{PART, Part, PointReader};
 use super::reader::VolumeReader;
 use crate::digest::{LeafFunction, RootBuilder};
@@ -66,8 +66,8 @@ impl VolumeReader {
     ///
     /// # Errors
     /// Those of [`VolumeReader::open_point`]. [`ErrorKind::Exists`] if the output is there and may not be
-    /// replaced; [`ErrorKind::Busy`] if it is in use; [`ErrorKind::Invalid`] if it is too small, or has
-    /// larger sectors; [`ErrorKind::Full`]. [`ErrorKind::Damaged`] if the point's root, or a checksum
+    /// replaced; [`ErrorKind::Busy`] if it is in use; [`ErrorKind::Invalid`] if it is too small, has
+    /// larger sectors, or lies within a store, whichever that is; [`ErrorKind::Full`]. [`ErrorKind::Damaged`] if the point's root, or a checksum
     /// on the way, is not what it must be. A file appears only if all went well.
     pub fn restore(
         &self,
@@ -76,7 +76,7 @@ impl VolumeReader {
         options: &RestoreOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Restored> {
-        self.refuse_own(output)?;
+        refuse_store(output)?;
         let mut reader = self.open_point(point)?;
         let geometry = Geometry {
             size: reader.point().size,
@@ -125,23 +125,6 @@ impl VolumeReader {
             point,
             data,
         })
-    }
-
-    /// Nothing is restored into the volume's own folder in the store.
-    fn refuse_own(&self, output: &Path) -> Result<()> {
-        let own = self.folder.path().canonicalize();
-        let folder = output.parent().map(Path::canonicalize);
-        match (
-            own,
-            output.canonicalize().ok().or(folder.and_then(Result::ok)),
-        ) {
-            (Ok(own), Some(output)) if output.starts_with(&own) => {
-                Err(Error::new(ErrorKind::Invalid, RESTORE)
-                    .path(output)
-                    .detail("that is within the store itself"))
-            }
-            _ => Ok(()),
-        }
     }
 }
 
