@@ -22,7 +22,6 @@ use crate::sys::memory::SharedWords;
 static OBJECT: &[u8] = aya::include_bytes_aligned!("bpf/track.bpf.o");
 
 const LOAD: &str = "load the tracking programs";
-const OTHER_WAYS: &str = "use --capture ublk or --capture nbd";
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// Loads, attaches and pins a tracker for `spec`, under its folder's final name.
@@ -47,7 +46,7 @@ pub(super) fn load(spec: &AttachSpec) -> Result<()> {
         return Err(Error::new(ErrorKind::Kernel, LOAD)
             .path(BTF)
             .detail("the kernel has no BTF (CONFIG_DEBUG_INFO_BTF)")
-            .advice(OTHER_WAYS));
+            .advice(super::NO_OTHER_WAY));
     }
     let btf = Btf::from_sys_fs().map_err(refused)?;
     let mut loaded = EbpfLoader::new()
@@ -124,5 +123,5 @@ fn refused(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::new(ErrorKind::Kernel, LOAD)
         .detail(lacking)
         .source(error)
-        .advice(OTHER_WAYS)
+        .advice(super::NO_OTHER_WAY)
 }

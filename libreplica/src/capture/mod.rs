@@ -43,3 +43,7 @@ pub use pins::{PinInfo, Tracked, list_pins, remove_pins};
 pub use proof::{Proof, ProofGap, WriteCounts};
 pub use spec::{AttachSpec, FolderId};
 pub use tracker::{RoundReport, Tracker};
+
+/// What an operator can do where tracking is impossible: nothing, and that is said.
+const NO_OTHER_WAY: &str =
+    "here it cannot be tracked by eBPF, and inline capture is not in this version";

@@ -166,7 +166,7 @@ pub(super) fn make_pin_root(pins: &Path) -> Result<()> {
                 .path(BPF_MOUNT)
                 .detail("no BPF file system (bpffs) there, and none can be mounted")
                 .source(io::Error::from(errno))
-                .advice("mount one, or use --capture ublk or --capture nbd")
+                .advice("mount -t bpf bpf /sys/fs/bpf")
         })?;
     }
     if !on_bpf_fs(pins) {

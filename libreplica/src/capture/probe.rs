@@ -62,7 +62,7 @@ pub(super) fn probe(disk: &BlockDevice, state: &State) -> Result<()> {
             Error::new(ErrorKind::Kernel, OPERATION)
                 .path(disk.path())
                 .detail(what)
-                .advice("use --capture ublk or --capture nbd")
+                .advice(super::NO_OTHER_WAY)
         })
 }
 

@@ -44,7 +44,7 @@ impl Grace {
             Error::new(ErrorKind::Kernel, "prepare to swap bitmaps")
                 .detail("the kernel offers neither membarrier (nohz_full?) nor maps of maps")
                 .source(source)
-                .advice("use --capture ublk or --capture nbd")
+                .advice(super::NO_OTHER_WAY)
         })
     }
 
@@ -339,7 +339,7 @@ fn needs_sequence(disk: &BlockDevice) -> Result<()> {
     Err(Error::new(ErrorKind::Kernel, ATTACH)
         .path(disk.path())
         .detail("the kernel gives disks no sequence number (it came with 5.15)")
-        .advice("use --capture ublk or --capture nbd"))
+        .advice(super::NO_OTHER_WAY))
 }
 
 /// Whether `pins` are what `spec` asks for.
