@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use libreplica::ErrorKind;
-use libreplica::primary::hooks::Hooks;
+use libreplica::primary::hooks::{HookSetup, Hooks, recover};
 use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -33,6 +33,15 @@ impl Folder {
         self.0.path().join("hooks.d")
     }
 
+    fn run_dir(&self) -> PathBuf {
+        self.0.path().join("run")
+    }
+
+    /// How many marks say that something is at rest.
+    fn marks(&self) -> usize {
+        fs::read_dir(self.run_dir()).map_or(0, Iterator::count)
+    }
+
     /// A shell script; it notes its name, phase and volumes before `body`.
     fn hook(&self, name: &str, body: &str) -> PathBuf {
         fs::create_dir_all(self.path()).unwrap();
@@ -50,6 +59,25 @@ impl Folder {
     }
 }
 
+fn pre(folder: &Folder, volumes: &[&str], limit: Duration) -> libreplica::Result<Hooks> {
+    pre_until(folder, volumes, limit, Instant::now() + 10 * LIMIT)
+}
+
+fn pre_until(
+    folder: &Folder,
+    volumes: &[&str],
+    limit: Duration,
+    deadline: Instant,
+) -> libreplica::Result<Hooks> {
+    let setup = HookSetup {
+        folder: &folder.path(),
+        run_dir: &folder.run_dir(),
+        limit,
+        deadline,
+    };
+    Hooks::pre(&setup, volumes)
+}
+
 fn chmod(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
@@ -62,12 +90,15 @@ fn hooks_run_in_order_and_back() {
     folder.hook(".hidden", "exit 1");
     folder.hook("10-database~", "exit 1");
     fs::write(folder.path().join("README"), "no program").unwrap();
-    let hooks = Hooks::pre(&folder.path(), &["data", "log"], LIMIT).unwrap();
+    let hooks = pre(&folder, &["data", "log"], LIMIT).unwrap();
     assert_eq!(
         folder.notes(),
         ["10-database pre pre data log", "20-app pre pre data log"]
     );
+    assert_eq!(folder.marks(), 1);
+    assert!(recover(&folder.run_dir(), LIMIT).unwrap().is_empty());
     hooks.post().unwrap();
+    assert_eq!(folder.marks(), 0);
     assert_eq!(
         folder.notes()[2..],
         [
@@ -86,7 +117,7 @@ fn a_failing_hook_ends_it_and_those_that_ran_are_released() {
         "[ $1 = post ] || { echo the database is away >&2; exit 7; }",
     );
     folder.hook("3", "");
-    let error = Hooks::pre(&folder.path(), &["v"], LIMIT).unwrap_err();
+    let error = pre(&folder, &["v"], LIMIT).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::State);
     let text = error.to_string();
     assert!(text.contains(bad.to_str().unwrap()), "{text}");
@@ -110,7 +141,7 @@ fn post_runs_all_and_tells_the_first_failure() {
     let folder = Folder::new();
     folder.hook("1", "");
     folder.hook("2", "[ $1 = pre ]");
-    let hooks = Hooks::pre(&folder.path(), &["v"], LIMIT).unwrap();
+    let hooks = pre(&folder, &["v"], LIMIT).unwrap();
     assert_eq!(hooks.post().unwrap_err().kind(), ErrorKind::State);
     assert_eq!(folder.notes()[2..], ["2 post post v", "1 post post v"]);
 }
@@ -125,13 +156,37 @@ fn a_slow_hook_is_killed_with_what_it_started() {
     );
     folder.hook("slow", &body);
     let start = Instant::now();
-    let error = Hooks::pre(&folder.path(), &["v"], Duration::from_millis(300)).unwrap_err();
+    let error = pre(&folder, &["v"], Duration::from_millis(300)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     assert!(start.elapsed() < Duration::from_secs(5));
     assert_eq!(folder.notes(), ["slow pre pre v", "slow post post v"]);
     let pid = fs::read_to_string(pid).unwrap();
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
     assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+}
+
+#[test]
+fn all_hooks_together_meet_the_deadline() {
+    let folder = Folder::new();
+    for name in ["1", "2", "3"] {
+        folder.hook(name, "[ $1 = post ] || sleep 0.3");
+    }
+    let deadline = Instant::now() + Duration::from_millis(450);
+    let error = pre_until(&folder, &["v"], LIMIT, deadline).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    assert_eq!(
+        folder.notes(),
+        [
+            "1 pre pre v",
+            "2 pre pre v",
+            "2 post post v",
+            "1 post post v"
+        ]
+    );
+    assert_eq!(folder.marks(), 0);
+    let late = pre_until(&folder, &["v"], LIMIT, Instant::now()).unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::TimedOut);
+    assert_eq!(folder.notes().len(), 4, "nothing was started");
 }
 
 #[test]
@@ -142,7 +197,7 @@ fn a_hook_that_ignores_the_end_is_killed() {
         "[ $1 = post ] || { trap '' TERM; while :; do sleep 1; done; }",
     );
     let start = Instant::now();
-    let error = Hooks::pre(&folder.path(), &["v"], Duration::from_millis(100)).unwrap_err();
+    let error = pre(&folder, &["v"], Duration::from_millis(100)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     assert!(start.elapsed() < Duration::from_secs(5));
 }
@@ -159,7 +214,7 @@ fn what_a_hook_leaves_in_the_background_is_not_waited_for() {
         ),
     );
     let start = Instant::now();
-    let hooks = Hooks::pre(&folder.path(), &["v"], LIMIT).unwrap();
+    let hooks = pre(&folder, &["v"], LIMIT).unwrap();
     assert!(start.elapsed() < Duration::from_secs(5));
     let pid = fs::read_to_string(pid).unwrap();
     let alive = Path::new("/proc").join(pid.trim()).exists();
@@ -175,18 +230,14 @@ fn what_a_hook_leaves_in_the_background_is_not_waited_for() {
 fn endless_output_is_bounded_and_meets_the_limit() {
     let folder = Folder::new();
     folder.hook("loud", "[ $1 = post ] || yes all is well");
-    let error = Hooks::pre(&folder.path(), &["v"], Duration::from_millis(300)).unwrap_err();
+    let error = pre(&folder, &["v"], Duration::from_millis(300)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     assert!(error.to_string().len() < 6000);
 }
 
 #[test]
 fn what_cannot_be_run_safely_is_refused() {
-    let refused = |folder: &Folder| {
-        Hooks::pre(&folder.path(), &["v"], LIMIT)
-            .unwrap_err()
-            .kind()
-    };
+    let refused = |folder: &Folder| pre(folder, &["v"], LIMIT).unwrap_err().kind();
     let folder = Folder::new();
     assert_eq!(refused(&folder), ErrorKind::NotFound);
     fs::create_dir(folder.path()).unwrap();
@@ -200,8 +251,5 @@ fn what_cannot_be_run_safely_is_refused() {
     chmod(&folder.path(), 0o777);
     assert_eq!(refused(&folder), ErrorKind::Invalid);
     chmod(&folder.path(), 0o755);
-    Hooks::pre(&folder.path(), &["v"], LIMIT)
-        .unwrap()
-        .post()
-        .unwrap();
+    pre(&folder, &["v"], LIMIT).unwrap().post().unwrap();
 }

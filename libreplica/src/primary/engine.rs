@@ -282,6 +282,14 @@ impl Primary {
         }
     }
 
+    /// Whether what [`Primary::wait_until_replicating`] waits for has come: `None` if not yet.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn settled(&self, volume: &str) -> Result<Option<()>> {
+        lifecycle::has_settled(&*self.find(volume)?).transpose()
+    }
+
     /// Makes a recovery point now, of the volume and of those in its group; returns when
     /// it is durable in the store.
     ///
@@ -346,5 +354,6 @@ impl Primary {
         for thread in threads.into_iter().flatten() {
             let _ = thread.join();
         }
+        self.environment.end();
     }
 }

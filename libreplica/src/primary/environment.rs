@@ -2,16 +2,20 @@
 //! its watchdog, the list of peers.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use hrl_format::id::VolumeId;
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::capture::{self, AttachSpec, FolderId, PinInfo};
 use crate::error::{ErrorKind, IoContext, Result};
 use crate::primary::group::Peers;
+use crate::primary::hooks;
 use crate::primary::quiesce::{self, Freezer};
 use crate::primary::spec::PrimaryOptions;
 use crate::primary::state_dir::StateDir;
@@ -35,8 +39,8 @@ pub struct Environment {
 const OWNERS: &str = "/run/replica/owners";
 
 impl Environment {
-    /// Opens the state folder, thaws what a killed daemon left frozen, and starts the
-    /// watchdog.
+    /// Opens the state folder, thaws what a killed daemon left frozen, runs the hooks that it
+    /// owes, and starts the watchdog.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Busy`] when another daemon uses the folder; else what the
@@ -44,9 +48,19 @@ impl Environment {
     pub fn open(options: PrimaryOptions) -> Result<Self> {
         let state = StateDir::open(&options.state_dir)?;
         let alive = show_life(&owner_file(FolderId::from_bytes(state.id())))?;
+        remove_dead_owners();
         for recovered in quiesce::recover(&options.run_dir)? {
             let (point, outcome) = (recovered.mount_point.display(), recovered.outcome);
             tracing::warn!("an earlier daemon left {point} frozen: {outcome:?}");
+        }
+        for released in hooks::recover(&options.run_dir, options.hook_limit)? {
+            let program = released.program.display();
+            match released.outcome {
+                Ok(()) => tracing::warn!("an earlier daemon owed {program} its `post`: it was run"),
+                Err(error) => {
+                    tracing::error!("an earlier daemon owed {program} its `post`: {error}")
+                }
+            }
         }
         let mut freezer = Freezer::guarded(&options.run_dir);
         for shortcoming in freezer.start()? {
@@ -77,6 +91,12 @@ impl Environment {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             removed => removed,
         }
+    }
+
+    /// The daemon ends: nothing is left to show.
+    pub fn end(&self) {
+        // Held until the process is gone; one that stays is removed by the next start.
+        let _ = fs::remove_file(owner_file(FolderId::from_bytes(self.state.id())));
     }
 
     fn is_stale(&self, pin: &PinInfo) -> bool {
@@ -139,16 +159,57 @@ fn owner_file(folder: FolderId) -> PathBuf {
 }
 
 fn show_life(path: &Path) -> Result<Flock<File>> {
+    const SHOW: &str = "show that this daemon lives";
+    let until = Instant::now() + Duration::from_secs(5);
     fs::create_dir_all(OWNERS).at("make the folder of owners", OWNERS)?;
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path);
-    let file = file.at("show that this daemon lives", path)?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|(_, errno)| errno)
-        .at("show that this daemon lives", path)
+    loop {
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path);
+        let locked = Flock::lock(file.at(SHOW, path)?, FlockArg::LockExclusiveNonblock);
+        match locked {
+            // Somebody who took it for a dead one's may just have removed it.
+            Ok(file) if is_at(&file, path) => return Ok(file),
+            Err((_, errno)) if errno != Errno::EWOULDBLOCK => return Err(errno).at(SHOW, path),
+            // The state folder is ours, so this is only somebody who looks whether we live.
+            _ if Instant::now() < until => std::thread::sleep(Duration::from_millis(10)),
+            _ => return Err(Errno::EWOULDBLOCK).at(SHOW, path),
+        }
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let of = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(ours), Ok(there)) => of(ours) == of(there),
+        _ => false,
+    }
+}
+
+/// Removes the files of dead daemons that have left nothing in the kernel.
+fn remove_dead_owners() {
+    let (Ok(pins), Ok(entries)) = (
+        capture::list_pins(Path::new(AttachSpec::PINS)),
+        fs::read_dir(OWNERS),
+    ) else {
+        return;
+    };
+    let tracked = |pin: &PinInfo| Some(owner_file(pin.tracked.as_ref()?.folder));
+    let needed: Vec<PathBuf> = pins.iter().filter_map(tracked).collect();
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if needed.contains(&path) {
+            continue;
+        }
+        // Removed while it is locked: who opens it now finds out when it has the lock.
+        let locked = File::open(&path)
+            .ok()
+            .and_then(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).ok());
+        if locked.is_some() {
+            let _ = fs::remove_file(&path);
+        }
+    }
 }
 
 /// Whether the daemon of that file lives. What cannot be told counts as alive: nothing of

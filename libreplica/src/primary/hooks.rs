@@ -7,6 +7,12 @@
 //! failed one included, are still run with `post`, so that nothing stays at rest. Whatever
 //! a program starts in the background may live on: only one that is out of time is killed,
 //! with its process group.
+//!
+//! While applications are at rest a mark in the run folder says so: if this process is killed, the
+//! next start runs the `post` that is owed. `post` may so run twice, and without a `pre` that
+//! has ended.
+
+mod mark;
 
 use std::fs;
 use std::io::Read;
@@ -23,6 +29,8 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, geteuid};
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use mark::Mark;
+pub use mark::{Released, recover};
 
 const OPERATION: &str = "run a hook";
 /// Bytes of its output that are kept: the last ones.
@@ -32,6 +40,35 @@ const TERM: Duration = Duration::from_secs(1);
 /// How often the end of a program is looked for while it says nothing.
 const TICK: Duration = Duration::from_millis(10);
 
+/// What a program is run for.
+#[derive(Clone, Copy)]
+enum Phase {
+    Pre,
+    Post,
+}
+
+impl Phase {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pre => "pre",
+            Self::Post => "post",
+        }
+    }
+}
+
+/// Where hooks are, and how long they may take.
+#[derive(Clone, Copy, Debug)]
+pub struct HookSetup<'a> {
+    /// The folder of the programs.
+    pub folder: &'a Path,
+    /// Where the mark is kept while applications are at rest: on a filesystem in memory.
+    pub run_dir: &'a Path,
+    /// How long one program may take.
+    pub limit: Duration,
+    /// When the last `pre` must have ended.
+    pub deadline: Instant,
+}
+
 /// Hooks whose `pre` has run. Run `post` whatever became of the point; dropped without, it
 /// is run then.
 #[derive(Debug)]
@@ -39,31 +76,46 @@ pub struct Hooks {
     ran: Vec<PathBuf>,
     volumes: String,
     limit: Duration,
+    mark: Mark,
 }
 
 impl Hooks {
-    /// Runs every program in `folder` with `pre`, each for at most `limit`. It finds the
-    /// names of the volumes in `REPLICA_VOLUME`, blanks between them, and the phase in
-    /// `REPLICA_PHASE`, too.
+    /// Runs every program of `setup` with `pre`. It finds the names of the volumes in
+    /// `REPLICA_VOLUME`, blanks between them, and the phase in `REPLICA_PHASE`, too.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is no program; [`ErrorKind::Invalid`] if one is not
     /// executable, or others than root could change it; [`ErrorKind::TimedOut`] or
     /// [`ErrorKind::State`] if one is too slow or fails, with the end of what it said. Those
     /// that ran have then been run with `post`.
-    pub fn pre(folder: &Path, volumes: &[impl AsRef<str>], limit: Duration) -> Result<Self> {
-        let programs = programs(folder)?;
+    pub fn pre(setup: &HookSetup<'_>, volumes: &[impl AsRef<str>]) -> Result<Self> {
+        let programs = programs(setup.folder)?;
         let names: Vec<&str> = volumes.iter().map(AsRef::as_ref).collect();
+        let volumes = names.join(" ");
         let mut hooks = Self {
             ran: Vec::with_capacity(programs.len()),
-            volumes: names.join(" "),
-            limit,
+            mark: Mark::create(setup.run_dir, &volumes)?,
+            volumes,
+            limit: setup.limit,
         };
         for program in programs {
+            let left = setup.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::new(ErrorKind::TimedOut, OPERATION)
+                    .path(program)
+                    .detail("pre: the time for the point is over")
+                    .advice("allow it more with --timeout"));
+            }
+            hooks.mark.add(&program)?;
             hooks.ran.push(program);
             let newest = hooks.ran.len() - 1;
             // On failure `hooks` is dropped, which runs `post`.
-            hooks.run(&hooks.ran[newest], "pre")?;
+            run(
+                &hooks.ran[newest],
+                Phase::Pre,
+                &hooks.volumes,
+                setup.limit.min(left),
+            )?;
         }
         Ok(hooks)
     }
@@ -79,44 +131,10 @@ impl Hooks {
     fn run_post(&mut self) -> Result<()> {
         let mut outcome = Ok(());
         while let Some(program) = self.ran.pop() {
-            outcome = outcome.and(self.run(&program, "post"));
+            outcome = outcome.and(run(&program, Phase::Post, &self.volumes, self.limit));
         }
+        self.mark.remove();
         outcome
-    }
-
-    fn run(&self, program: &Path, phase: &str) -> Result<()> {
-        let (reader, writer) = std::io::pipe().at(OPERATION, program)?;
-        let mut child = Command::new(program)
-            .arg(phase)
-            .env("REPLICA_PHASE", phase)
-            .env("REPLICA_VOLUME", &self.volumes)
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(writer.try_clone().at(OPERATION, program)?)
-            .stderr(writer)
-            .process_group(0)
-            .spawn()
-            .at(OPERATION, program)?;
-        let mut output = Output::new(reader).at(OPERATION, program)?;
-        let status = wait(&mut child, Instant::now() + self.limit, &mut output);
-        let error = match status {
-            Ok(Some(status)) if status.success() => return Ok(()),
-            Ok(Some(status)) => Error::new(ErrorKind::State, OPERATION)
-                .detail(format!("{phase}: {status}{}", output.said()))
-                .advice("make it succeed, or ask for --consistency filesystem"),
-            Ok(None) => {
-                end(&mut child, &mut output);
-                let limit = self.limit.as_millis();
-                Error::new(ErrorKind::TimedOut, OPERATION)
-                    .detail(format!(
-                        "{phase}: not done within {limit} ms{}",
-                        output.said()
-                    ))
-                    .advice("make it faster, or allow it more time")
-            }
-            Err(source) => Error::io(OPERATION, source),
-        };
-        Err(error.path(program))
     }
 }
 
@@ -125,6 +143,43 @@ impl Drop for Hooks {
         // After a failure; the first one is the one that is told.
         let _ = self.run_post();
     }
+}
+
+/// Runs `program` to its end, or kills it after `limit`.
+fn run(program: &Path, phase: Phase, volumes: &str, limit: Duration) -> Result<()> {
+    let phase = phase.as_str();
+    let (reader, writer) = std::io::pipe().at(OPERATION, program)?;
+    let mut child = Command::new(program)
+        .arg(phase)
+        .env("REPLICA_PHASE", phase)
+        .env("REPLICA_VOLUME", volumes)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone().at(OPERATION, program)?)
+        .stderr(writer)
+        .process_group(0)
+        .spawn()
+        .at(OPERATION, program)?;
+    let mut output = Output::new(reader).at(OPERATION, program)?;
+    let status = wait(&mut child, Instant::now() + limit, &mut output);
+    let error = match status {
+        Ok(Some(status)) if status.success() => return Ok(()),
+        Ok(Some(status)) => Error::new(ErrorKind::State, OPERATION)
+            .detail(format!("{phase}: {status}{}", output.said()))
+            .advice("make it succeed, or ask for --consistency filesystem"),
+        Ok(None) => {
+            end(&mut child, &mut output);
+            let limit = limit.as_millis();
+            Error::new(ErrorKind::TimedOut, OPERATION)
+                .detail(format!(
+                    "{phase}: not done within {limit} ms{}",
+                    output.said()
+                ))
+                .advice("make it faster, or allow it more time")
+        }
+        Err(source) => Error::io(OPERATION, source),
+    };
+    Err(error.path(program))
 }
 
 /// The programs of the folder, by name. Hidden files, editors' and packages' copies, and

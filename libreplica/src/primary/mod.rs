@@ -22,6 +22,7 @@ mod group;
 pub mod hooks;
 mod lifecycle;
 mod member;
+mod owner;
 mod point;
 mod protect;
 pub mod quiesce;

@@ -19,7 +19,7 @@ use crate::device::{BlockDevice, Filesystem, Layers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::primary::draft::EpochDraft;
 use crate::primary::environment::Environment;
-use crate::primary::hooks::Hooks;
+use crate::primary::hooks::{HookSetup, Hooks};
 use crate::primary::lifecycle;
 use crate::primary::member::Member;
 use crate::primary::spec::PointOptions;
@@ -103,13 +103,19 @@ fn plan(parts: &mut [Part<'_>], options: &PointOptions) -> Result<Plan> {
     }
 }
 
-fn run_pre_hooks(parts: &[Part<'_>], environment: &Environment) -> Result<Hooks> {
+fn run_pre_hooks(
+    parts: &[Part<'_>],
+    environment: &Environment,
+    deadline: Instant,
+) -> Result<Hooks> {
     let names: Vec<_> = parts.iter().map(|part| part.volume.config().name).collect();
-    Hooks::pre(
-        &environment.options.hooks_dir,
-        &names,
-        environment.options.hook_limit,
-    )
+    let setup = HookSetup {
+        folder: &environment.options.hooks_dir,
+        run_dir: &environment.options.run_dir,
+        limit: environment.options.hook_limit,
+        deadline,
+    };
+    Hooks::pre(&setup, &names)
 }
 
 fn begin(parts: &mut [Part<'_>]) -> Result<Vec<EpochDraft>> {
@@ -133,7 +139,7 @@ fn capture(
 ) -> Result<Result<Timestamp>> {
     rounds(parts, drafts, plan, deadline)?;
     let hooks = match plan.consistency {
-        Consistency::Application => match run_pre_hooks(parts, environment) {
+        Consistency::Application => match run_pre_hooks(parts, environment, deadline) {
             Ok(hooks) => Some(hooks),
             // Whatever is wrong with a hook, nothing is wrong with the volume.
             Err(error) => {

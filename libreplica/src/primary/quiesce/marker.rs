@@ -16,6 +16,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::device::{BootId, DevNo, Filesystem, superblock_of};
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::primary::owner::Owner;
 use crate::primary::quiesce::set::AT_REST;
 use crate::sys::freeze;
 
@@ -23,40 +24,6 @@ const MAGIC: &str = "replica freeze 1";
 const PREFIX: &str = "frozen-";
 /// Where the status row begins: behind line 1, which is always this long.
 pub const STATUS_ROW: u64 = 16 + 1 + 36 + 1 + 10 + 1 + 20 + 1;
-
-/// The process that makes the calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner {
-    pid: u32,
-    /// Clock ticks since boot: another process that got the same pid has another.
-    started: u64,
-}
-
-impl Owner {
-    /// The process of this pid, now.
-    pub fn of(pid: u32) -> Self {
-        Self {
-            pid,
-            started: start_time(pid).unwrap_or(0),
-        }
-    }
-
-    fn is_alive(self) -> bool {
-        start_time(self.pid) == Some(self.started)
-    }
-}
-
-/// When the process started; `None` if it is gone, or dead and only not yet reaped.
-/// Fields 3 and 22 of /proc/PID/stat, counted behind the name, which may hold anything.
-fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, behind) = stat.rsplit_once(')')?;
-    let mut fields = behind.split_ascii_whitespace();
-    match fields.next()? {
-        "Z" | "X" => None,
-        _ => fields.nth(18)?.parse().ok(),
-    }
-}
 
 /// The file of one freeze; removed on drop unless it must stay.
 pub struct Marker {
@@ -120,8 +87,7 @@ impl Drop for Marker {
 
 fn text(owner: Owner, filesystems: &[&Filesystem]) -> Result<Vec<u8>> {
     let boot = BootId::current()?;
-    let Owner { pid, started } = owner;
-    let mut text = format!("{MAGIC} {boot} {pid:>10} {started:>20}\n").into_bytes();
+    let mut text = owner.head(MAGIC, &boot).into_bytes();
     text.extend(filesystems.iter().map(|_| AT_REST));
     text.push(b'\n');
     for filesystem in filesystems {
@@ -195,7 +161,7 @@ struct Left {
 fn left_frozen(text: &[u8], boot: &BootId) -> Option<Vec<Left>> {
     let mut lines = text.split(|&b| b == b'\n');
     let head = String::from_utf8_lossy(lines.next().unwrap_or_default()).into_owned();
-    let Some((of_boot, owner)) = parse_head(&head) else {
+    let Some((of_boot, owner)) = Owner::parse_head(MAGIC, &head) else {
         return Some(Vec::new());
     };
     if of_boot != *boot {
@@ -212,14 +178,6 @@ fn left_frozen(text: &[u8], boot: &BootId) -> Option<Vec<Left>> {
         .filter_map(|(_, line)| parse_line(line))
         .collect();
     Some(left)
-}
-
-fn parse_head(head: &str) -> Option<(BootId, Owner)> {
-    let mut words = head.strip_prefix(MAGIC)?.split_ascii_whitespace();
-    let boot = BootId::parse(words.next()?)?;
-    let pid = words.next()?.parse().ok()?;
-    let started = words.next()?.parse().ok()?;
-    Some((boot, Owner { pid, started }))
 }
 
 fn parse_line(line: &[u8]) -> Option<Left> {
@@ -263,8 +221,7 @@ mod tests {
     use super::*;
 
     fn mark(boot: BootId, owner: Owner) -> Vec<u8> {
-        let Owner { pid, started } = owner;
-        let mut text = format!("{MAGIC} {boot} {pid:>10} {started:>20}\n").into_bytes();
+        let mut text = owner.head(MAGIC, &boot).into_bytes();
         assert_eq!(text.len() as u64, STATUS_ROW);
         text.extend_from_slice(b"-F?\n8:1 ext4 /a\n8:2 xfs /b c\n8:3 ext4 /d\n");
         text

@@ -20,7 +20,8 @@ use crate::device::{Filesystem, Freezing};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::primary::watchdog::{Broken, Command, Watchdog};
 
-use marker::{Marker, Owner};
+use crate::primary::owner::Owner;
+use marker::Marker;
 pub use marker::{Recovered, Recovery, recover};
 pub(super) use set::{Cause, Failure, FreezeSet};
 
