@@ -8,6 +8,7 @@ use hrl_format::record::Consistency;
 
 use crate::log_command::LogCommand;
 use crate::quantity::{BlockSizeArg, DurationArg};
+use crate::text;
 
 /// Live disaster recovery of Linux block devices
 ///
@@ -26,14 +27,22 @@ pub struct Cli {
 /// Which daemon a command speaks to.
 #[derive(Args, Clone, Debug)]
 pub struct DaemonArgs {
-    /// The daemon's control socket
-    #[arg(long, global = true, env = "REPLICA_SOCKET", value_name = "PATH")]
-    #[arg(default_value = "/run/replica/replica.sock")]
+    /// The daemon's control socket [env: REPLICA_SOCKET]
+    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(default_value_os_t = set("REPLICA_SOCKET", "/run/replica/replica.sock"))]
     pub socket: PathBuf,
-    /// The folder where the daemon keeps its state
-    #[arg(long, global = true, env = "REPLICA_STATE_DIR", value_name = "DIR")]
-    #[arg(default_value = "/var/lib/replica")]
+    /// The folder where the daemon keeps its state [env: REPLICA_STATE_DIR]
+    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(default_value_os_t = set("REPLICA_STATE_DIR", "/var/lib/replica"))]
     pub state_dir: PathBuf,
+}
+
+/// What the environment says, else `default`. Not clap's own way: to that, what the
+/// environment sets has been given, and every usage error would ask for it.
+fn set(variable: &str, default: &str) -> PathBuf {
+    std::env::var_os(variable)
+        .filter(|value| !value.is_empty())
+        .map_or_else(|| default.into(), PathBuf::from)
 }
 
 #[derive(Debug, Subcommand)]
@@ -77,9 +86,6 @@ pub enum Command {
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },
-    /// Thaw what a killed daemon left frozen (started by the daemon itself)
-    #[command(hide = true)]
-    Watchdog,
 }
 
 #[derive(Args, Debug)]
@@ -107,7 +113,7 @@ pub struct ProtectArgs {
     #[arg(long, value_name = "STORE")]
     pub to: String,
     /// What to call the volume [default: the device's base name]
-    #[arg(long)]
+    #[arg(long, value_parser = text::name)]
     pub name: Option<String>,
     /// How writes are captured
     #[arg(long, value_enum, default_value_t)]
@@ -116,7 +122,7 @@ pub struct ProtectArgs {
     #[arg(long, default_value = "30s", value_name = "DURATION")]
     pub every: DurationArg,
     /// Which recovery points to keep: tiers such as 24h (= all:24h), #100 (at most 100)
-    #[arg(long, default_value = "24h", value_name = "TIERS")]
+    #[arg(long, default_value = "24h", value_name = "TIERS", value_parser = text::tiers)]
     pub retain: String,
     /// Bytes that one dirty bit covers, 4KiB to 1MiB [default: by the volume's size]
     #[arg(long, value_name = "SIZE")]
@@ -202,7 +208,8 @@ pub struct PointArgs {
         long,
         default_value = "",
         hide_default_value = true,
-        value_name = "TEXT"
+        value_name = "TEXT",
+        value_parser = text::label
     )]
     pub label: String,
     /// How long to wait for it

@@ -11,6 +11,7 @@ mod output;
 mod quantity;
 mod requests;
 mod run;
+mod text;
 
 use std::process::ExitCode;
 
@@ -20,8 +21,13 @@ use cli::{Cli, Command, StoreCommand};
 use failure::Failure;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match dispatch(cli) {
+    // Not one of clap's subcommands: nobody but the daemon starts it, and no usage names it.
+    let mut arguments = std::env::args_os().skip(1);
+    let outcome = match (arguments.next(), arguments.next()) {
+        (Some(first), None) if first == "watchdog" => run::watchdog(),
+        _ => dispatch(Cli::parse()),
+    };
+    match outcome {
         Ok(code) => code,
         // A reader that has seen enough (`| head`) is no failure of ours.
         Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
@@ -64,6 +70,5 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             clap_mangen::generate_to(Cli::command(), &dir)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Watchdog => run::watchdog(),
     }
 }

@@ -10,6 +10,7 @@ use libreplica::primary::{Exclusion, PointOptions, Primary, ProtectSpec, Sibling
 use libreplica::{Error, ErrorKind, Result};
 
 use crate::control::protocol::{Answer, Exclude, Location, PointRequest, ProtectRequest, Request};
+use crate::text;
 
 /// Carries out `request`.
 ///
@@ -101,7 +102,7 @@ fn point(primary: &Arc<Primary>, request: PointRequest) -> Result<Answer> {
         .transpose()?;
     let options = PointOptions {
         minimum,
-        label: request.label,
+        label: text::label(&request.label)?,
     };
     let limit = Duration::from_millis(request.timeout_ms);
     primary

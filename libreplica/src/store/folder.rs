@@ -317,9 +317,12 @@ fn make_private(path: &Path) -> Result<()> {
     std::fs::set_permissions(path, mode).at("make the store private", path)
 }
 
-fn check_spec(spec: &VolumeSpec) -> Result<()> {
+/// Whether a volume can be called so, see [`VolumeSpec::name`].
+///
+/// # Errors
+/// [`ErrorKind::Invalid`] with the reason if not.
+pub fn check_name(name: &str) -> Result<()> {
     let invalid = |why: String| Err(Error::new(ErrorKind::Invalid, CREATE_VOLUME).detail(why));
-    let name = &spec.name;
     if name.is_empty() || name.len() > 255 {
         return invalid("a name has 1 to 255 bytes".to_owned());
     }
@@ -331,6 +334,12 @@ fn check_spec(spec: &VolumeSpec) -> Result<()> {
     if name.parse::<VolumeId>().is_ok() {
         return invalid(format!("`{name}` looks like an id and cannot be a name"));
     }
+    Ok(())
+}
+
+fn check_spec(spec: &VolumeSpec) -> Result<()> {
+    let invalid = |why: String| Err(Error::new(ErrorKind::Invalid, CREATE_VOLUME).detail(why));
+    check_name(&spec.name)?;
     let (size, sector) = (spec.geometry.size.get(), spec.geometry.sector.get());
     if size == 0 || size % u64::from(sector) != 0 {
         return invalid(format!(

@@ -45,7 +45,7 @@ pub use catalogue::{Base, Catalogue, CatalogueGeneration, LogEntry, LogLink, Poi
 pub use check::{CheckReport, Fault, PointCheck, PointState};
 pub use epoch::EpochLog;
 pub use fold::FoldStep;
-pub use folder::{Store, VolumeEntry, VolumeSpec};
+pub use folder::{Store, VolumeEntry, VolumeSpec, check_name};
 pub use output::{Overwrite, Progress};
 pub use point_reader::{PieceKind, PointPiece, PointReader};
 pub use reader::{PointSelector, VolumeReader};
