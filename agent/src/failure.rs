@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use libreplica::ErrorKind;
 
@@ -30,6 +31,19 @@ pub enum Failure {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The daemon lives and says nothing.
+    #[error(
+        "speak to the daemon: {}: it did not answer within {} s; it may still be at it: \
+         see `replica status`",
+        socket.display(),
+        limit.as_secs()
+    )]
+    NoAnswer {
+        /// The socket.
+        socket: PathBuf,
+        /// How long was waited.
+        limit: Duration,
+    },
     /// The daemon ended while it worked on the request.
     #[error("speak to the daemon: {}: it closed the connection without an answer; see its log",
         socket.display())]
@@ -57,6 +71,9 @@ pub enum Failure {
     /// Standard output is gone, or a file could not be written.
     #[error("write the result: {0}")]
     Output(#[from] std::io::Error),
+    /// The configuration file makes no sense.
+    #[error("read the configuration: {0}")]
+    Config(String),
     /// The arguments make no sense together.
     #[error("{0}")]
     Usage(String),
@@ -66,7 +83,7 @@ impl Failure {
     /// The exit code of this failure.
     pub fn exit_code(&self) -> ExitCode {
         let code = match self {
-            Self::Quantity(_) | Self::Usage(_) => USAGE,
+            Self::Quantity(_) | Self::Config(_) | Self::Usage(_) => USAGE,
             Self::Daemon { kind, .. } if needs_resync(kind) => DIFFERS,
             Self::Library(error) if error.kind() == ErrorKind::ResyncNeeded => DIFFERS,
             _ => FAILED,

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libreplica::primary::{Primary, PrimaryOptions};
-use libreplica::{Error, ErrorKind, IoContext};
+use libreplica::{Error, IoContext};
 use nix::sys::signal::{SigSet, Signal};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -26,14 +26,25 @@ struct Config {
     /// Executables that run before and after an application-consistent point.
     hooks_dir: Option<PathBuf>,
     /// How long one hook may take.
-    hook_timeout: Option<String>,
+    #[serde(deserialize_with = "duration")]
+    hook_timeout: Option<DurationArg>,
     /// How long a freeze may last.
-    freeze_limit: Option<String>,
+    #[serde(deserialize_with = "duration")]
+    freeze_limit: Option<DurationArg>,
     /// What to log: error, warn, info, debug, trace.
     log: Option<String>,
 }
 
+fn duration<'de, D: Deserializer<'de>>(value: D) -> Result<Option<DurationArg>, D::Error> {
+    let text = String::deserialize(value)?;
+    text.parse().map(Some).map_err(de::Error::custom)
+}
+
 const DEFAULT_CONFIG: &str = "/etc/replica/replica.toml";
+
+/// How long the daemon waits at its end for points that are being made: less than the unit
+/// gives it.
+const FINISH_LIMIT: Duration = Duration::from_secs(60);
 
 pub fn run(daemon: &DaemonArgs, args: &RunArgs) -> Result<ExitCode, Failure> {
     let config = load(args.config.as_deref())?;
@@ -64,6 +75,7 @@ pub fn run(daemon: &DaemonArgs, args: &RunArgs) -> Result<ExitCode, Failure> {
     tracing::info!(%signal, "ending; tracking goes on in the kernel");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     server.remove_socket();
+    server.finish(FINISH_LIMIT);
     primary.stop();
     Ok(ExitCode::SUCCESS)
 }
@@ -86,19 +98,26 @@ fn load(path: Option<&Path>) -> Result<Config, Failure> {
         }
         Err(error) => return Err(Error::io("read the configuration", error).path(path).into()),
     };
-    toml::from_str(&text).map_err(|source| {
-        Error::new(ErrorKind::Invalid, "read the configuration")
-            .path(path)
-            .source(source)
-            .into()
-    })
+    toml::from_str(&text).map_err(|error| misconfigured(path, &text, &error))
+}
+
+/// What is wrong with the configuration, where, and in which key.
+fn misconfigured(path: &Path, text: &str, error: &toml::de::Error) -> Failure {
+    let start = error.span().map_or(0, |span| span.start.min(text.len()));
+    let before = text.get(..start).unwrap_or_default();
+    let number = before.matches('\n').count();
+    let line = text.lines().nth(number).unwrap_or_default();
+    let key = line.split_once('=').map_or("", |(key, _)| key.trim());
+    let separator = if key.is_empty() { "" } else { ": " };
+    Failure::Config(format!(
+        "{}: line {}: {key}{separator}{}",
+        path.display(),
+        number + 1,
+        error.message()
+    ))
 }
 
 fn options(daemon: &DaemonArgs, config: &Config) -> Result<PrimaryOptions, Failure> {
-    let duration = |text: &Option<String>, default: Duration| {
-        text.as_ref()
-            .map_or(Ok(default), |text| text.parse::<DurationArg>().map(|d| d.0))
-    };
     let socket = std::path::absolute(&daemon.socket)?;
     let run_dir = socket
         .parent()
@@ -111,8 +130,12 @@ fn options(daemon: &DaemonArgs, config: &Config) -> Result<PrimaryOptions, Failu
             .hooks_dir
             .clone()
             .unwrap_or_else(|| "/etc/replica/hooks.d".into()),
-        hook_limit: duration(&config.hook_timeout, Duration::from_secs(30))?,
-        freeze_limit: duration(&config.freeze_limit, Duration::from_secs(2))?,
+        hook_limit: config
+            .hook_timeout
+            .map_or(Duration::from_secs(30), |time| time.0),
+        freeze_limit: config
+            .freeze_limit
+            .map_or(Duration::from_secs(2), |time| time.0),
     })
 }
 

@@ -12,6 +12,9 @@ use crate::control::protocol::{Answer, PointRequest, Request};
 use crate::failure::Failure;
 use crate::output;
 
+/// The daemon keeps the limit; the client waits a little longer for its word.
+const GRACE: Duration = Duration::from_secs(2);
+
 pub fn run(daemon: &DaemonArgs, args: PointArgs) -> Result<ExitCode, Failure> {
     let limit = args.timeout.0;
     let request = Request::Point(PointRequest {
@@ -22,12 +25,7 @@ pub fn run(daemon: &DaemonArgs, args: PointArgs) -> Result<ExitCode, Failure> {
         label: args.label,
         timeout_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
     });
-    // The daemon keeps the limit; the client waits a little longer for its word.
-    let answer = ask(
-        &daemon.socket,
-        &request,
-        Some(limit + Duration::from_secs(15)),
-    )?;
+    let answer = ask(&daemon.socket, &request, Some(limit + GRACE))?;
     let Answer::Point { point } = answer else {
         return Err(Failure::Hangup {
             socket: daemon.socket.clone(),

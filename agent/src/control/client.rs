@@ -1,6 +1,6 @@
 //! The client's side of the control socket.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::failure::Failure;
 /// (none: as long as it takes; the daemon ends every request by itself).
 ///
 /// # Errors
-/// When no daemon answers there, or its answer is an error.
+/// When no daemon answers there, when it does not within `limit`, or its answer is an error.
 pub fn ask(socket: &Path, request: &Request, limit: Option<Duration>) -> Result<Answer, Failure> {
     let no_daemon = |source: std::io::Error| Failure::NoDaemon {
         socket: socket.into(),
@@ -29,7 +29,13 @@ pub fn ask(socket: &Path, request: &Request, limit: Option<Duration>) -> Result<
     let mut answer = String::new();
     BufReader::new(stream.take(MESSAGE_MAX))
         .read_line(&mut answer)
-        .map_err(no_daemon)?;
+        .map_err(|source| match (source.kind(), limit) {
+            (ErrorKind::WouldBlock | ErrorKind::TimedOut, Some(limit)) => Failure::NoAnswer {
+                socket: socket.into(),
+                limit,
+            },
+            _ => no_daemon(source),
+        })?;
     if answer.is_empty() {
         return Err(Failure::Hangup {
             socket: socket.into(),

@@ -1,17 +1,23 @@
 //! The daemon's side of the control socket: a thread a connection, a bounded number of
 //! connections, a bounded line, a time-out for whoever connects and says nothing.
+//!
+//! Who waits for a volume may wait for days, and many may: they do not count against the
+//! requests that are worked on, and are forgotten when they hang up.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use libreplica::primary::Primary;
 use libreplica::{Error, ErrorKind, IoContext, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 
 use super::protocol::{Answer, MESSAGE_MAX, Request};
@@ -19,6 +25,10 @@ use crate::requests;
 
 /// Connections served at a time; one more is told to come back.
 const CONNECTIONS_MAX: usize = 64;
+/// Clients that wait for a volume at a time, beside those.
+const WAITERS_MAX: usize = 1024;
+/// How often it is looked whether what a client waits for has come.
+const WAIT_SLICE: Duration = Duration::from_millis(50);
 /// How long a client may take to send its request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
@@ -26,6 +36,7 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 pub struct ControlServer {
     listener: UnixListener,
     path: PathBuf,
+    slots: Arc<Slots>,
 }
 
 impl ControlServer {
@@ -56,6 +67,7 @@ impl ControlServer {
         Ok(Self {
             listener,
             path: path.to_owned(),
+            slots: Arc::default(),
         })
     }
 
@@ -64,9 +76,22 @@ impl ControlServer {
         let _ = fs::remove_file(&self.path);
     }
 
+    /// Refuses new requests, and waits for those that must not be cut short, at most for
+    /// `limit`: a point may hold applications at rest.
+    pub fn finish(&self, limit: Duration) {
+        self.slots.ending.store(true, Ordering::SeqCst);
+        let until = Instant::now() + limit;
+        while self.slots.making.load(Ordering::SeqCst) > 0 {
+            if Instant::now() >= until {
+                tracing::warn!("a request has not ended within {} s", limit.as_secs());
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Serves `primary` until the process ends.
     pub fn serve(&self, primary: &Arc<Primary>) {
-        let active = Arc::new(AtomicUsize::new(0));
         for stream in self.listener.incoming() {
             let stream = match stream {
                 Ok(stream) => stream,
@@ -77,12 +102,12 @@ impl ControlServer {
                     continue;
                 }
             };
-            let slot = Slot::take(&active);
-            let primary = Arc::clone(primary);
+            let slot = Slots::take(&self.slots, Of::Requests);
+            let (primary, slots) = (Arc::clone(primary), Arc::clone(&self.slots));
             let spawned = std::thread::Builder::new()
                 .name("control".into())
                 .spawn(move || {
-                    if let Err(error) = serve_one(&stream, &primary, slot.as_ref()) {
+                    if let Err(error) = serve_one(&stream, &primary, slot, &slots) {
                         tracing::debug!(%error, "a client of the control socket went away");
                     }
                 });
@@ -116,43 +141,146 @@ fn clear_stale(path: &Path) -> Result<()> {
     }
 }
 
-/// One of the connections that may be served at a time.
-struct Slot(Arc<AtomicUsize>);
+/// How many clients are being served.
+#[derive(Default)]
+struct Slots {
+    requests: AtomicUsize,
+    waiters: AtomicUsize,
+    /// Those of the requests that must not be cut short.
+    making: AtomicUsize,
+    /// The daemon ends: no more requests.
+    ending: AtomicBool,
+}
 
-impl Slot {
-    fn take(active: &Arc<AtomicUsize>) -> Option<Self> {
-        let before = active.fetch_add(1, Ordering::AcqRel);
-        let slot = Self(Arc::clone(active));
-        (before < CONNECTIONS_MAX).then_some(slot)
+/// What a client is counted among.
+#[derive(Clone, Copy)]
+enum Of {
+    Requests,
+    Waiters,
+    Making,
+}
+
+impl Slots {
+    fn count(&self, of: Of) -> (&AtomicUsize, usize) {
+        match of {
+            Of::Requests => (&self.requests, CONNECTIONS_MAX),
+            Of::Waiters => (&self.waiters, WAITERS_MAX),
+            Of::Making => (&self.making, CONNECTIONS_MAX),
+        }
     }
+
+    fn take(slots: &Arc<Self>, of: Of) -> Option<Slot> {
+        let (count, max) = slots.count(of);
+        let before = count.fetch_add(1, Ordering::SeqCst);
+        let slot = Slot {
+            slots: Arc::clone(slots),
+            of,
+        };
+        (before < max).then_some(slot)
+    }
+}
+
+/// One of the clients that may be served at a time.
+struct Slot {
+    slots: Arc<Slots>,
+    of: Of,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.slots.count(self.of).0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-fn serve_one(stream: &UnixStream, primary: &Arc<Primary>, slot: Option<&Slot>) -> io::Result<()> {
+fn serve_one(
+    stream: &UnixStream,
+    primary: &Arc<Primary>,
+    slot: Option<Slot>,
+    slots: &Arc<Slots>,
+) -> io::Result<()> {
     stream.set_read_timeout(Some(REQUEST_LIMIT))?;
     stream.set_write_timeout(Some(REQUEST_LIMIT))?;
-    let answer = if slot.is_none() {
-        Answer::failed(
-            &Error::new(ErrorKind::Busy, "serve a request")
-                .detail(format!("{CONNECTIONS_MAX} requests are being served"))
-                .advice("try again"),
-        )
-    } else {
-        read_request(stream)?.map_or_else(
-            |error| Answer::failed(&error),
-            |request| {
-                requests::answer(primary, request).unwrap_or_else(|error| Answer::failed(&error))
-            },
-        )
+    let Some(slot) = slot else {
+        return send(stream, &too_many(Of::Requests));
     };
-    let mut line = serde_json::to_vec(&answer)?;
+    let answer = match read_request(stream)? {
+        Ok(Request::Wait { volume }) => {
+            drop(slot);
+            let Some(_slot) = Slots::take(slots, Of::Waiters) else {
+                return send(stream, &too_many(Of::Waiters));
+            };
+            match wait(stream, primary, &volume)? {
+                Some(outcome) => outcome.map(|()| Answer::Done),
+                None => return Ok(()),
+            }
+        }
+        Ok(request) => {
+            let making = may_not_be_cut(&request).then(|| Slots::take(slots, Of::Making));
+            // Looked at behind the count: either this sees the end, or the end sees this.
+            if slots.ending.load(Ordering::SeqCst) {
+                return send(stream, &ending());
+            }
+            let answer = requests::answer(primary, request);
+            let sent = send(
+                stream,
+                &answer.unwrap_or_else(|error| Answer::failed(&error)),
+            );
+            drop(making);
+            return sent;
+        }
+        Err(error) => Err(error),
+    };
+    send(
+        stream,
+        &answer.unwrap_or_else(|error| Answer::failed(&error)),
+    )
+}
+
+/// Waits until `volume` is replicating; `None` if the client hung up before.
+fn wait(stream: &UnixStream, primary: &Primary, volume: &str) -> io::Result<Option<Result<()>>> {
+    let slice = PollTimeout::try_from(WAIT_SLICE).unwrap_or(PollTimeout::ZERO);
+    loop {
+        if let Some(outcome) = primary.settled(volume).transpose() {
+            return Ok(Some(outcome));
+        }
+        // A hang-up is told whatever is asked for. One who has only closed its sending side
+        // still waits.
+        let mut peer = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+        match poll(&mut peer, slice) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Whether the daemon must not end in the middle of it.
+fn may_not_be_cut(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Point(_) | Request::Protect(_) | Request::Unprotect { .. }
+    )
+}
+
+fn ending() -> Answer {
+    let error = Error::new(ErrorKind::State, "serve a request").detail("the daemon is ending");
+    Answer::failed(&error.advice("ask again when it has been started"))
+}
+
+fn too_many(of: Of) -> Answer {
+    let detail = match of {
+        Of::Requests | Of::Making => format!("{CONNECTIONS_MAX} requests are being served"),
+        Of::Waiters => format!("{WAITERS_MAX} clients are waiting"),
+    };
+    let error = Error::new(ErrorKind::Busy, "serve a request").detail(detail);
+    Answer::failed(&error.advice("try again"))
+}
+
+fn send(stream: &UnixStream, answer: &Answer) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
-    (&*stream).write_all(&line)
+    let mut stream = stream;
+    stream.write_all(&line)
 }
 
 fn read_request(stream: &UnixStream) -> io::Result<Result<Request>> {

@@ -25,6 +25,63 @@ fn usage_errors_exit_with_2() {
 }
 
 #[test]
+fn nonsense_is_told_before_a_daemon_is_asked() {
+    let protect = |option: &str, value: &str, word: &str| {
+        replica(&["protect", "/dev/loop0", "--to", "/x", option, value]).fails(2, &[option, word]);
+    };
+    protect("--retain", "bogus", "bogus");
+    protect("--retain", "#0", "#0");
+    protect("--name", "", "1 to 255 bytes");
+    protect("--name", "a/b", "a/b");
+    let long = "x".repeat(1025);
+    for (label, word) in [(long.as_str(), "1024"), ("a\x1b[2J", "control")] {
+        replica(&["point", "v", "--label", label]).fails(2, &["--label", word]);
+    }
+}
+
+#[test]
+fn a_configuration_that_makes_no_sense() {
+    let place = Place::new();
+    let (config, state) = (place.at("replica.toml"), place.at("state"));
+    let (config, state) = (config.to_str().unwrap(), state.to_str().unwrap());
+    for (text, words) in [
+        (
+            "log = \"info\"\nfreeze_limit = \"x\"\n",
+            ["line 2", "freeze_limit: `x` is not a duration"],
+        ),
+        ("freeze_limits = \"2s\"\n", ["line 1", "freeze_limits"]),
+        ("hooks_dir = 5\n", ["line 1", "hooks_dir"]),
+        ("= \n", ["line 1", ""]),
+    ] {
+        fs::write(config, text).unwrap();
+        let reply = replica(&["run", "--config", config, "--state-dir", state]);
+        reply.fails(2, &words);
+        reply.fails(2, &[config]);
+    }
+}
+
+#[test]
+fn what_is_hidden_or_set_elsewhere_is_not_asked_for() {
+    let place = Place::new();
+    let daemon = Daemon::start(&place);
+    for args in [
+        &["frobnicate"][..],
+        &["point"],
+        &["restore", "v"],
+        &["log", "frobnicate"],
+    ] {
+        let reply = daemon.replica(args);
+        reply.fails(2, &["Usage"]);
+        for word in ["watchdog", "--socket", "--state-dir"] {
+            assert!(!reply.stderr.contains(word), "{word}: {}", reply.stderr);
+        }
+    }
+    for args in [&[][..], &["--help"], &["--json"]] {
+        assert!(!format!("{:?}", daemon.replica(args)).contains("watchdog"));
+    }
+}
+
+#[test]
 fn without_a_daemon() {
     let place = Place::new();
     let socket = place.at("no.sock");
@@ -175,6 +232,18 @@ fn restore_chooses_its_point_and_its_target() {
             "--force",
         ])
         .fails(1, &[disk.name()]);
+
+    // The store and the state folder are never overwritten, nor is anything put among their files.
+    let id = daemon.status("v")["id"].as_str().unwrap().to_owned();
+    let base = format!("volumes/{id}/base.img");
+    for within in ["replica-store.json", &base, "x"] {
+        let path = store.join(within);
+        restore("latest", path.to_str().unwrap(), &["--force"]).fails(1, &["store", "outside"]);
+    }
+    assert!(!store.join("x").exists());
+    let state = daemon.state().join("state.json");
+    restore("latest", state.to_str().unwrap(), &["--force"]).fails(1, &["state folder"]);
+    replica(&["store", "check", from]).ok();
 
     // To a device that holds something else: zeroes must be written, too.
     let target = LoopDevice::new(&place, "target.img", 16 * MIB);

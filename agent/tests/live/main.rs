@@ -9,6 +9,7 @@
 mod bad_device;
 mod bad_store;
 mod contract;
+mod control;
 mod daemons;
 mod disk_layout;
 mod encryption;

@@ -116,7 +116,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts one with state folder, socket and log in `place`; waits until it answers.
+    /// Starts one with state folder, socket and log in `place`, and the configuration
+    /// `agent.toml` if a test has put one there; waits until it answers.
     pub fn start(place: &Place) -> Self {
         Self::start_with(
             &place.folder("state"),
@@ -146,8 +147,13 @@ impl Daemon {
             .append(true)
             .open(&self.log)
             .unwrap();
-        let child = Command::new(BINARY)
-            .arg("run")
+        let mut command = Command::new(BINARY);
+        command.arg("run");
+        let config = self.log.with_extension("toml");
+        if config.exists() {
+            command.arg("--config").arg(config);
+        }
+        let child = command
             .env("REPLICA_STATE_DIR", &self.state)
             .env("REPLICA_SOCKET", &self.socket)
             .stdin(Stdio::null())

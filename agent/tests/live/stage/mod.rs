@@ -9,7 +9,7 @@ mod load;
 mod place;
 
 pub use compare::{assert_restores, check_filesystem, restore};
-pub use daemon::{Daemon, Volume, replica};
+pub use daemon::{Daemon, Reply, Volume, replica};
 pub use device::{LoopDevice, Mount, Zram};
 pub use load::{Bank, Fio};
 pub use place::{Place, number, run, until};
