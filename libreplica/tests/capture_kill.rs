@@ -177,7 +177,7 @@ fn nothing_is_lost_to_kills() {
     });
     assert!(written.load(Ordering::Relaxed) > kills);
     let (mut tracker, mut reader, copy) = place.open();
-    assert!(tracker.in_flight().unwrap().is_none());
+    devices::wait_until_settled(&tracker);
     round(&mut tracker, &mut reader, &copy);
     assert_eq!(tracker.pending().count(), 0);
     assert!(fs::read(&place.copy).unwrap() == fs::read(&disk.path).unwrap());

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use devices::load::load;
-use devices::{Copy, Loop, MIB, Pinned, Random, Slow, StopAtEnd, Zram, cases};
+use devices::{Copy, Loop, MIB, Pinned, Random, Slow, StopAtEnd, Zram, cases, wait_until_settled};
 use libreplica::capture::Tracker;
 use libreplica::units::BlockSize;
 
@@ -46,17 +46,11 @@ fn follow(path: &Path, block: BlockSize, rounds: u64, seed: u64) {
             }
         }
     });
-    OpenOptions::new()
-        .write(true)
-        .open(path)
-        .unwrap()
-        .sync_all()
-        .unwrap();
-    assert!(
-        tracker.in_flight().unwrap().is_none(),
-        "{:?}",
-        tracker.in_flight()
-    );
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    // The first may say what the writers did not ask for any more; see `load`.
+    drop(file.sync_all());
+    file.sync_all().unwrap();
+    wait_until_settled(&tracker);
     copy.round(&mut tracker);
     assert_eq!(tracker.pending().count(), 0);
     copy.assert_same(path);
@@ -66,7 +60,6 @@ fn follow(path: &Path, block: BlockSize, rounds: u64, seed: u64) {
         "there was hardly a load: {counters:?}"
     );
     assert_eq!(counters.widened, [], "seed {seed}");
-    assert_eq!(counters.stale, 0);
 }
 
 #[test]

@@ -1,15 +1,17 @@
 //! Whether writes pass the programs unseen: the sectors that the kernel has counted on the
-//! disk, beside those of the requests that were seen to end.
+//! disk, beside those that were seen, of requests that ended and of writes in flight.
 //!
 //! The kernel announces the end of a request, or of a part of it, and counts its sectors a
 //! moment later. So what it has counted beyond what was seen, its surplus, is at rest some
 //! constant (it may have begun to count long before), and otherwise less: it never exceeds
 //! the constant while nothing is missed, whatever is in flight, however late a CPU counts.
 //! Read the kernel's counters first and what was seen second, and this holds though time
-//! passes between the two. Every write that is missed raises the constant.
+//! passes between the two. A write raises the constant if neither its beginning nor its end
+//! was seen. If only its end was missed, it seems to be in flight until that is made up for
+//! (see `flights`), and is known all the same.
 //!
 //! The constant is not known, but a bound is: what the kernel has counted by now, less what
-//! was seen a good while ago, for all of that is counted by now. If the disk was at rest in
+//! had ended a good while ago, for all of that is counted by now. If the disk was at rest in
 //! between, the bound is exact. The least that was ever found is kept, beside the marks, so
 //! that it outlives this process. A surplus above it proves that something was missed; no
 //! moment of rest is needed, which a disk in use may never have.
@@ -35,8 +37,10 @@ struct Reading {
     from: Instant,
     /// Sectors by the kernel's count.
     counted: u64,
-    /// Sectors of the requests seen; read later than `counted`.
-    seen: u64,
+    /// Sectors that were seen to begin and not to end; read later than `counted`.
+    in_flight: u64,
+    /// Sectors that have ended; read later than `in_flight`.
+    ended: u64,
     until: Instant,
 }
 
@@ -94,8 +98,9 @@ impl Scales {
             self.earlier = Some(now);
         }
         // Differences of counters that may wrap around, and have begun anywhere.
-        let surplus = now.counted.wrapping_sub(now.seen);
-        let upper = now.counted.wrapping_sub(earlier.seen);
+        let seen = now.ended.wrapping_add(now.in_flight);
+        let surplus = now.counted.wrapping_sub(seen);
+        let upper = now.counted.wrapping_sub(earlier.ended);
         match bound {
             // Better a bound that has not settled than none: what is missed from now on
             // would be taken for part of it.
@@ -116,11 +121,22 @@ fn read(disk: &BlockDevice, state: &State) -> Result<Reading> {
     let from = Instant::now();
     let stats = disk.stats()?;
     fence(Ordering::SeqCst);
-    let seen = state.get(Word::RequestSectors);
+    // What ends meanwhile is then in both of these, rather than in neither; and what is
+    // found to have ended unseen, too.
+    let completed = state.get(Word::CompletedSectors);
+    let begun = state.get(Word::SubmittedSectors);
+    let stale = state.get(Word::StaleSectors);
+    let ended = state.get(Word::RequestSectors).wrapping_add(stale);
     Ok(Reading {
         from,
         counted: stats.write_sectors.wrapping_add(stats.discard_sectors),
-        seen,
+        // What was found to have ended, and ended later, counts as complete twice.
+        in_flight: if exceeds(begun, completed) {
+            begun.wrapping_sub(completed)
+        } else {
+            0
+        },
+        ended,
         until: Instant::now(),
     })
 }
@@ -131,14 +147,19 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// A disk whose requests end at any time, and are counted up to `SETTLED` later.
+    /// A disk whose requests end at any time, and are counted up to `SETTLED` later. Of some,
+    /// the beginning is not seen, of others the end.
     struct Model {
         random: u64,
         origin: Instant,
         now: Duration,
         late: Vec<(Duration, u64)>,
         counted: u64,
-        seen: u64,
+        /// Begun, seen, and not ended.
+        begun: Vec<u64>,
+        /// Begun, seen, and ended unseen.
+        unseen: u64,
+        ended: u64,
         bound: Option<u64>,
         scales: Scales,
     }
@@ -151,12 +172,14 @@ mod tests {
                 now: Duration::ZERO,
                 late: Vec::new(),
                 counted: 0,
-                seen: 0,
+                begun: Vec::new(),
+                unseen: 0,
+                ended: 0,
                 bound: None,
                 scales: Scales::default(),
             };
             model.counted = model.below(u64::MAX);
-            model.seen = model.below(1000);
+            model.ended = model.below(1000);
             // Announced before anybody looked.
             model.late = (0..model.below(5)).map(|i| (MS * 100, i)).collect();
             model
@@ -177,45 +200,106 @@ mod tests {
             }
         }
 
-        fn write(&mut self) {
-            let sectors = 1 + self.below(64);
+        fn end(&mut self, sectors: u64) {
             let delay = self.below(SETTLED.as_millis() as u64) as u32;
-            self.seen = self.seen.wrapping_add(sectors);
             self.late.push((self.now + MS * delay, sectors));
         }
 
-        fn some_writes(&mut self) {
-            for _ in 0..self.below(4) {
-                self.write();
-                let pause = self.below(20) as u32;
-                self.pass(MS * pause);
+        fn step(&mut self) {
+            let sectors = 1 + self.below(64);
+            match self.below(40) {
+                // The beginning is missed.
+                0 => {
+                    self.end(sectors);
+                    self.ended += sectors;
+                }
+                // The end is missed.
+                1 => {
+                    self.end(sectors);
+                    self.unseen += sectors;
+                }
+                // What ended unseen is found.
+                2 => self.ended += std::mem::take(&mut self.unseen),
+                3..20 => self.begun.push(sectors),
+                _ => {
+                    if let Some(sectors) = self.begun.pop() {
+                        self.end(sectors);
+                        self.ended += sectors;
+                    }
+                }
             }
+            let pause = self.below(20) as u32;
+            self.pass(MS * pause);
+        }
+
+        fn steps(&mut self) {
+            for _ in 0..self.below(8) {
+                self.step();
+            }
+        }
+
+        fn in_flight(&self) -> u64 {
+            self.begun.iter().sum::<u64>() + self.unseen
+        }
+
+        fn judge(&mut self, reading: Reading) -> Balance {
+            let balance = self.scales.judge(self.bound, reading);
+            self.bound = balance.bound().or(self.bound);
+            balance
         }
 
         fn swap(&mut self) -> Balance {
             let from = self.origin + self.now;
             let counted = self.counted;
-            self.some_writes();
-            let seen = self.seen;
-            let until = self.origin + self.now;
+            self.steps();
+            let in_flight = self.in_flight();
+            self.steps();
             let reading = Reading {
                 from,
                 counted,
-                seen,
-                until,
+                in_flight,
+                ended: self.ended,
+                until: self.origin + self.now,
             };
-            let balance = self.scales.judge(self.bound, reading);
-            self.bound = balance.bound().or(self.bound);
-            balance
+            self.judge(reading)
+        }
+
+        /// A swap while nothing happens.
+        fn still(&mut self) -> Balance {
+            let at = self.origin + self.now;
+            let reading = Reading {
+                from: at,
+                counted: self.counted,
+                in_flight: self.in_flight(),
+                ended: self.ended,
+                until: at,
+            };
+            self.judge(reading)
+        }
+
+        fn come_to_rest(&mut self) {
+            while let Some(sectors) = self.begun.pop() {
+                self.end(sectors);
+                self.ended += sectors;
+            }
+            self.ended += std::mem::take(&mut self.unseen);
+            for _ in 0..2 {
+                self.pass(SETTLED * 2);
+                self.still();
+            }
+        }
+
+        fn miss(&mut self, sectors: u64) {
+            self.counted = self.counted.wrapping_add(sectors);
         }
     }
 
     #[test]
-    fn nothing_missed_is_never_told_and_a_miss_after_rest_always() {
+    fn what_was_seen_at_one_end_is_never_told_and_a_miss_after_rest_always() {
         for seed in 1..500 {
             let mut model = Model::new(seed);
             for _ in 0..200 {
-                model.some_writes();
+                model.steps();
                 let balance = model.swap();
                 assert!(!matches!(balance, Balance::Missed(_)), "seed {seed}");
                 match model.below(20) {
@@ -225,76 +309,39 @@ mod tests {
                     _ => {}
                 }
             }
-            // At rest across two swaps: from here the bound is exact.
-            model.late.push((model.now, 0));
-            model.pass(SETTLED * 2);
-            let counted = |model: &Model| model.counted.wrapping_sub(model.seen);
-            for _ in 0..2 {
-                let reading = still(&model);
-                let balance = model.scales.judge(model.bound, reading);
-                model.bound = balance.bound().or(model.bound);
-                model.pass(SETTLED * 2);
-            }
-            let reading = still(&model);
-            let balance = model.scales.judge(model.bound, reading);
-            assert_eq!(balance, Balance::Within(counted(&model)), "seed {seed}");
-            model.bound = balance.bound();
-            model.counted = model.counted.wrapping_add(1);
-            let reading = still(&model);
-            let balance = model.scales.judge(model.bound, reading);
-            assert!(matches!(balance, Balance::Missed(_)), "seed {seed}");
-            model.bound = balance.bound();
-            let balance = model.scales.judge(model.bound, reading);
-            assert!(matches!(balance, Balance::Within(_)), "told once");
-        }
-    }
-
-    fn still(model: &Model) -> Reading {
-        let at = model.origin + model.now;
-        Reading {
-            from: at,
-            counted: model.counted,
-            seen: model.seen,
-            until: at,
+            model.come_to_rest();
+            let exact = model.counted.wrapping_sub(model.ended);
+            assert_eq!(model.bound, Some(exact), "seed {seed}");
+            model.miss(1);
+            assert!(matches!(model.still(), Balance::Missed(_)), "seed {seed}");
+            assert!(matches!(model.still(), Balance::Within(_)), "told once");
         }
     }
 
     #[test]
     fn misses_that_go_on_are_told_again_and_again() {
         let mut model = Model::new(7);
-        model.pass(SETTLED);
-        for _ in 0..2 {
-            let reading = still(&model);
-            let balance = model.scales.judge(model.bound, reading);
-            model.bound = balance.bound();
-            model.pass(SETTLED);
-        }
+        model.come_to_rest();
         for _ in 0..10 {
-            model.counted = model.counted.wrapping_add(8);
+            model.miss(8);
             model.pass(MS);
-            let reading = still(&model);
-            let balance = model.scales.judge(model.bound, reading);
-            assert!(matches!(balance, Balance::Missed(_)));
-            model.bound = balance.bound();
+            assert!(matches!(model.still(), Balance::Missed(_)));
         }
     }
 
     #[test]
-    fn even_without_rest_a_program_that_is_gone_is_told() {
+    fn even_without_rest_programs_that_are_gone_are_told() {
         let mut model = Model::new(9);
         for _ in 0..40 {
-            model.write();
+            model.steps();
             model.pass(MS * 50);
             model.swap();
         }
         assert!(model.bound.is_some());
-        let told = (0..200).any(|_| {
-            model.counted = model.counted.wrapping_add(64);
+        let told = (0..400).any(|_| {
+            model.miss(64);
             model.pass(MS * 50);
-            let reading = still(&model);
-            let balance = model.scales.judge(model.bound, reading);
-            model.bound = balance.bound().or(model.bound);
-            matches!(balance, Balance::Missed(_))
+            matches!(model.still(), Balance::Missed(_))
         });
         assert!(told);
     }

@@ -7,9 +7,10 @@ use std::sync::atomic::Ordering;
 use crate::bitmap::Bitmap;
 use crate::capture::balance::Balance;
 use crate::capture::counters::{Counters, InFlight, WidenCause};
-use crate::capture::pins::{FLIGHT, PROGRAMS, Pins};
+use crate::capture::flights::Skipped;
+use crate::capture::pins::{PROGRAMS, Pins};
 use crate::capture::state::{PARTS, PROGRAM_CAUSES, Word};
-use crate::device::{BlockDevice, IoStats};
+use crate::device::BlockDevice;
 use crate::error::{IoContext, Result};
 use crate::geometry::Geometry;
 use crate::sys::bpf;
@@ -35,10 +36,14 @@ impl Causes {
     pub(super) fn first(&self) -> Option<WidenCause> {
         self.grown.first().copied()
     }
-}
 
-/// How many noted writes are looked through at a time.
-const MOST_STALE: usize = 1 << 16;
+    /// Whether the kernel has skipped a program, now or before.
+    pub(super) fn skipped(&self) -> Skipped {
+        let any = self.grown.contains(&WidenCause::MissedEvents)
+            || self.misses.iter().any(|&misses| misses != 0);
+        if any { Skipped::Yes } else { Skipped::No }
+    }
+}
 
 impl Instance {
     /// Reads all causes beside `balance`. To be called when no program holds the bitmap
@@ -120,46 +125,6 @@ impl Instance {
             sectors: submitted_sectors.saturating_sub(completed_sectors),
             requests: self.disk.writes_in_flight()?,
         })
-    }
-
-    /// Forgets writes noted as in flight whose completion the kernel skipped: all that were
-    /// noted before a moment at which the kernel itself had nothing in flight. Should one
-    /// live after all, its request marks it, or it is found unmatched; nothing is lost.
-    pub(super) fn drop_stale_flights(&self, causes: &Causes) -> Result<()> {
-        const OPERATION: &str = "look through the writes in flight";
-        let state = &self.pins.state;
-        let skipped = causes.grown.contains(&WidenCause::MissedEvents)
-            || causes.misses.iter().any(|&misses| misses != 0);
-        if !skipped || state.get(Word::Submitted) == state.get(Word::Completed) {
-            return Ok(());
-        }
-        let (flights, folder) = (&self.pins.flights, &self.pins.folder);
-        let mut noted: Vec<(u64, [u8; FLIGHT])> = Vec::new();
-        let mut key = None;
-        // Where keys come and go, the walk may begin again: it needs an end of its own.
-        while let Some(next) = flights.next_key(key).at(OPERATION, folder)? {
-            if let Some(value) = flights.get(next).at(OPERATION, folder)? {
-                noted.push((next, value));
-            }
-            key = Some(next);
-            if noted.len() > MOST_STALE {
-                break;
-            }
-        }
-        if self.disk.io_stats()? == IoStats::Off || self.disk.stats()?.in_flight != 0 {
-            return Ok(());
-        }
-        for (key, value) in noted {
-            let same = flights.get(key).at(OPERATION, folder)? == Some(value);
-            if same && flights.remove(key).at(OPERATION, folder)? {
-                let left = u64::from_ne_bytes(std::array::from_fn(|i| value[24 + i]));
-                let add = |word, n| state.at(word, 0).fetch_add(n, Ordering::AcqRel);
-                add(Word::Stale, 1);
-                add(Word::CompletedSectors, left);
-                add(Word::Completed, 1);
-            }
-        }
-        Ok(())
     }
 
     pub(super) fn counters(&self) -> Result<Counters> {

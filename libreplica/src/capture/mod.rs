@@ -27,6 +27,7 @@
 
 mod balance;
 mod counters;
+mod flights;
 mod instance;
 #[cfg(feature = "ebpf")]
 mod load;

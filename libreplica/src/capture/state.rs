@@ -16,7 +16,7 @@ use crate::units::{BlockSize, SectorSize, VolumeSize};
 /// "HRLTRACK".
 const MAGIC: u64 = u64::from_be_bytes(*b"HRLTRACK");
 /// Changes with the programs' behaviour and with the words' meaning.
-pub(super) const VERSION: u64 = 2;
+pub(super) const VERSION: u64 = 3;
 /// How many words there are.
 pub(super) const WORDS: usize = 88;
 /// The kernel's unit of sectors.
@@ -63,6 +63,7 @@ pub(super) enum Word {
     Requests = 64,
     RequestSectors = 65,
     Stale = 66,
+    StaleSectors = 67,
     Causes = 72,
     ProbeSubmitted = 80,
     ProbeCompleted = 81,
@@ -230,6 +231,15 @@ impl State {
     /// Which part takes the marks now.
     pub(super) fn active(&self) -> usize {
         (self.get(Word::Active) & 1) as usize
+    }
+
+    /// Counts what the programs count for an operation that changes data somewhere.
+    pub(super) fn count_unknown_operation(&self) {
+        let index = WidenCause::ALL
+            .iter()
+            .position(|&one| one == WidenCause::UnknownOperation)
+            .unwrap_or_default();
+        self.at(Word::Causes, index).fetch_add(1, Ordering::AcqRel);
     }
 
     /// Counts that the volume was widened.

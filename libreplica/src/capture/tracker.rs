@@ -14,6 +14,7 @@ use std::time::Duration;
 use crate::bitmap::Bitmap;
 use crate::capture::balance::Scales;
 use crate::capture::counters::{Counters, InFlight, WidenCause};
+use crate::capture::flights::{Skipped, Watch};
 use crate::capture::instance::{Instance, Observer};
 #[cfg(feature = "ebpf")]
 use crate::capture::load::load;
@@ -65,6 +66,7 @@ pub struct Tracker {
     instance: Arc<Instance>,
     grace: Grace,
     scales: Scales,
+    watch: Watch,
     /// The part that is being drained.
     round: Option<usize>,
 }
@@ -155,6 +157,7 @@ impl Tracker {
             instance,
             grace,
             scales: Scales::default(),
+            watch: Watch::default(),
             round: None,
         })
     }
@@ -200,6 +203,7 @@ impl Tracker {
             return Err(Error::new(ErrorKind::State, OPERATION).detail("one is under way"));
         }
         self.instance.disk.still_there()?;
+        self.instance.settle(&self.watch, Skipped::No)?;
         let state = &self.instance.pins.state;
         let old = state.active();
         state.set(Word::Active, (old ^ 1) as u64);
@@ -215,7 +219,9 @@ impl Tracker {
         self.part(EPOCH).merge_from(drained);
         let blocks = drained.count();
         self.instance.note(&causes);
-        self.instance.drop_stale_flights(&causes)?;
+        if causes.skipped() == Skipped::Yes {
+            self.instance.settle(&self.watch, Skipped::Yes)?;
+        }
         self.round = Some(old);
         Ok(RoundReport { blocks, widened })
     }
@@ -289,11 +295,13 @@ impl Tracker {
         self.instance.dirty_blocks()
     }
 
-    /// See [`Observer::in_flight`].
+    /// See [`Observer::in_flight`]. Asked again and again while the disk is at rest, it also
+    /// finds the writes that have ended without being seen to, and marks them.
     ///
     /// # Errors
     /// [`ErrorKind::Vanished`] if the disk is gone.
     pub fn in_flight(&self) -> Result<InFlight> {
+        self.instance.settle(&self.watch, Skipped::No)?;
         self.instance.in_flight()
     }
 

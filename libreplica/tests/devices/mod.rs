@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use libreplica::capture::{AttachSpec, FolderId, RoundReport, Tracker, remove_pins};
 use libreplica::device::BlockDevice;
@@ -320,6 +321,26 @@ pub fn drain(tracker: &mut Tracker) -> (RoundReport, Vec<(u64, u64)>) {
     );
     tracker.finish_round();
     (report, runs)
+}
+
+/// Takes one of the programs away from the kernel, which does it in its own time.
+pub fn detach(pinned: &Pinned, program: &str) {
+    let link = pinned.spec.pin_folder().join(format!("link_{program}"));
+    fs::remove_file(link).unwrap();
+}
+
+/// Asks for what is in flight until nothing is.
+pub fn wait_until_settled(tracker: &Tracker) {
+    let began = Instant::now();
+    while !tracker.in_flight().unwrap().is_none() {
+        let passed = began.elapsed();
+        assert!(
+            passed < Duration::from_secs(10),
+            "{:?}",
+            tracker.in_flight()
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// A copy of a volume that is brought up to date by rounds.

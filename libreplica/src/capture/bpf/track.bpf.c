@@ -114,7 +114,7 @@ struct state {
 	// Below, counters; each group that is written together on cache lines of its own.
 	u64 submitted, submitted_sectors, pad0[6];
 	u64 completed, completed_sectors, pad1[6];
-	u64 requests, request_sectors, stale, pad2[5];
+	u64 requests, request_sectors, stale, stale_sectors, pad2[4];
 	u64 causes[CAUSES];
 	u64 probe_submitted, probe_completed, probe_requests, pad3[5];
 };
@@ -299,6 +299,8 @@ int bio_queue(u64 *ctx)
 	if (old) {
 		// The address is used again: the completion of the bio before it was missed.
 		add(&s->stale, 1);
+		if (old->kind != FLIGHT_PROBE)
+			add(&s->stale_sectors, old->left);
 		land(s, old);
 	}
 	if (follow_read) {
