@@ -2,28 +2,10 @@
 //! No panic, no hang; the state says what it is, and the points before it stay.
 
 use std::fs::OpenOptions;
-use std::path::Path;
 
 use crate::stage::{
-    Daemon, LoopDevice, MIB, Place, Volume, assert_restores, replica, restore, run,
+    Daemon, LoopDevice, MIB, Place, Volume, assert_restores, replica, restore, run, write_random,
 };
-
-fn write_random(device: &Path, at_mib: u64, count_mib: u64) {
-    let (output, seek) = (format!("of={}", device.display()), format!("seek={at_mib}"));
-    let count = format!("count={count_mib}");
-    run(
-        "dd",
-        [
-            "if=/dev/urandom",
-            &output,
-            "bs=1M",
-            &seek,
-            &count,
-            "oflag=direct",
-            "conv=notrunc",
-        ],
-    );
-}
 
 /// A protected disk with a point.
 fn protected(place: &Place, every: &str) -> (LoopDevice, Daemon, String) {

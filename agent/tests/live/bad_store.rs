@@ -9,24 +9,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::stage::{
-    Daemon, LoopDevice, MIB, Mount, Place, Volume, assert_restores, replica, restore, run,
+    Daemon, LoopDevice, MIB, Mount, Place, Volume, assert_restores, replica, restore, write_random,
 };
-
-fn write_random(device: &Path, at_mib: u64, count_mib: u64) {
-    let (output, seek) = (format!("of={}", device.display()), format!("seek={at_mib}"));
-    let count = format!("count={count_mib}");
-    run(
-        "dd",
-        [
-            "if=/dev/urandom",
-            &output,
-            "bs=1M",
-            &seek,
-            &count,
-            "oflag=direct",
-        ],
-    );
-}
 
 fn is_degraded(status: &Value) -> bool {
     status["state"] == "degraded" && !status["state_cause"].as_str().unwrap_or("").is_empty()

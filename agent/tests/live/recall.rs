@@ -4,19 +4,10 @@
 use std::fs;
 use std::path::Path;
 
-use crate::stage::{Daemon, LoopDevice, MIB, Mount, Place, Volume, assert_restores, run};
+use crate::stage::{Daemon, LoopDevice, MIB, Mount, Place, Volume, assert_restores, write_random};
 
 fn pins(id: &str) -> std::path::PathBuf {
     Path::new("/sys/fs/bpf/replica").join(id)
-}
-
-fn write_random(device: &Path, count_mib: u64) {
-    let output = format!("of={}", device.display());
-    let count = format!("count={count_mib}");
-    run(
-        "dd",
-        ["if=/dev/urandom", &output, "bs=1M", &count, "oflag=direct"],
-    );
 }
 
 #[test]
@@ -115,7 +106,7 @@ fn a_failure_shows_and_heals_however_long_the_interval_is() {
         name: "v",
         options: &["--every", "1h"],
     });
-    write_random(disk.path(), 40);
+    write_random(disk.path(), 0, 40);
     daemon
         .replica(&["point", "v", "--timeout", "20s"])
         .fails(1, &["store"]);
@@ -152,11 +143,11 @@ fn waiting_for_what_cannot_come_ends() {
         .fails(1, &["paused", "replica resume"]);
     daemon.replica(&["resume", "v"]).ok();
     // A sector that only the resync's own point can bring.
-    write_random(disk.path(), 1);
+    write_random(disk.path(), 0, 1);
     daemon.until("it is compared", "v", |status| {
         status["state"] == "replicating" && !status["last_resync"].is_null()
     });
-    write_random(disk.path(), 2);
+    write_random(disk.path(), 0, 2);
     daemon.replica(&["resync", "v", "--wait"]).ok();
     assert_restores(&place, &store, "v", "latest", disk.path());
 }

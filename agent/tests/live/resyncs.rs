@@ -6,24 +6,9 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::stage::{Daemon, Fio, LoopDevice, MIB, Place, Volume, assert_restores, restore, run};
-
-fn write_random(device: &Path, at_mib: u64, count_mib: u64) {
-    let (output, seek) = (format!("of={}", device.display()), format!("seek={at_mib}"));
-    let count = format!("count={count_mib}");
-    run(
-        "dd",
-        [
-            "if=/dev/urandom",
-            &output,
-            "bs=1M",
-            &seek,
-            &count,
-            "oflag=direct",
-            "conv=notrunc",
-        ],
-    );
-}
+use crate::stage::{
+    Daemon, Fio, LoopDevice, MIB, Place, Volume, assert_restores, restore, run, write_random,
+};
 
 #[test]
 fn lost_pins_are_noticed_and_healed() {

@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::stage::{
-    Bank, Daemon, LoopDevice, MIB, Mount, Place, Volume, assert_restores, replica, run,
+    Bank, Daemon, LoopDevice, MIB, Mount, Place, Volume, assert_restores, replica, write_random,
 };
 
 #[test]
@@ -53,18 +53,9 @@ fn a_group_has_a_point_of_all_or_none() {
         });
     }
     daemon.point("data", &["--label", "both"]);
-    let noise = |at: &std::path::Path| {
-        let output = format!("of={}", at.display());
-        let args = [
-            "if=/dev/urandom",
-            &output,
-            "bs=1M",
-            "count=40",
-            "oflag=direct",
-        ];
-        run("dd", args);
-    };
-    disks.iter().for_each(|disk| noise(disk.path()));
+    for disk in &disks {
+        write_random(disk.path(), 0, 40);
+    }
     let asked = ["point", "data", "--label", "half", "--timeout", "20s"];
     daemon.replica(&asked).fails(1, &[]);
     let labels = |name: &str| {

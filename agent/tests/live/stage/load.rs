@@ -174,3 +174,13 @@ impl Drop for Fio {
         let _ = self.child.wait();
     }
 }
+
+/// Writes mebibytes that no two times are the same, past the page cache.
+#[track_caller]
+pub fn write_random(device: &Path, at_mib: u64, count_mib: u64) {
+    let output = format!("of={}", device.display());
+    let (seek, count) = (format!("seek={at_mib}"), format!("count={count_mib}"));
+    let how = ["oflag=direct", "conv=notrunc", "status=none"];
+    let what = ["if=/dev/urandom", &output, "bs=1M", &seek, &count];
+    run("dd", [&what[..], &how].concat());
+}

@@ -11,7 +11,7 @@ mod place;
 pub use compare::{assert_restores, check_filesystem, restore};
 pub use daemon::{Daemon, Reply, Volume, replica};
 pub use device::{LoopDevice, Mount, Zram};
-pub use load::{Bank, Fio};
+pub use load::{Bank, Fio, write_random};
 pub use place::{Place, number, run, until};
 
 /// One mebibyte.
