@@ -5,7 +5,7 @@
 //! STATE/lock                  held (flock) by the daemon that uses it
 //! STATE/volumes/<id>/volume.json   what is protected, how, and where to
 //! STATE/volumes/<id>/tree          the volume's digest tree
-//! STATE/volumes/<id>/proof.json    the clean mark: what the kernel counted when all was saved
+//! STATE/volumes/<id>/history.json  what `status` shall still know after a restart
 //! ```
 //!
 //! Whatever is said here about a volume can be lost without losing data: dirty bits live
