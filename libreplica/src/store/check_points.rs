@@ -80,7 +80,35 @@ impl VolumeReader {
         for run in runs {
             followed.read(&mut reader, run, steps);
         }
-        Ok(followed.state(reader.point()))
+        match (
+            followed.state(reader.point()),
+            self.tag_fault(catalogue, point),
+        ) {
+            (PointState::Proved | PointState::Readable, Some(fault)) => {
+                Ok(PointState::Damaged(fault.to_string()))
+            }
+            (state, _) => Ok(state),
+        }
+    }
+
+    /// Why the point's tag cannot be read in its log. The catalogue may still say all that
+    /// stood there, but it can be lost, and the log cannot bear it out any more.
+    fn tag_fault(&self, catalogue: &Catalogue, point: &Point) -> Option<Error> {
+        let entry = catalogue.logs.iter().find(|log| log.last == point.epoch)?;
+        let files = OpenFiles::default().into();
+        let log = match open_log(&self.folder, entry, &files, self.key.as_ref()) {
+            Ok(log) => log,
+            Err(error) => return Some(error),
+        };
+        let mut fault = None;
+        for tag in log.log.tags() {
+            match tag {
+                Ok(tag) if tag.id == point.id => return None,
+                Ok(_) => {}
+                Err(error) => fault = fault.or(Some(log.error("read a point's tag", error))),
+            }
+        }
+        fault
     }
 
     /// The blocks that changed between two points, from the indexes of the logs.

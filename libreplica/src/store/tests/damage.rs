@@ -124,6 +124,25 @@ fn a_flipped_bit_damages_the_points_that_show_it() {
 }
 
 #[test]
+fn a_tag_that_cannot_be_read_damages_its_point() {
+    let scratch = Scratch::new();
+    let (mut history, _) = four_points(&scratch, None);
+    // Nothing but the tag: no block of any point is in this log.
+    let mut writer = history.writer();
+    let mut epoch = writer.begin_epoch().unwrap();
+    history.point_with_root(&mut epoch);
+    writer.commit(epoch).unwrap();
+    let catalogue = writer.catalogue();
+    let log = writer.folder.log(&catalogue.logs.last().unwrap().name());
+    drop(writer);
+    assert!(check(&history).is_sound());
+    flip(&log, find(&log, b"point 4"));
+    let report = check(&history);
+    assert_eq!(damaged(&history, &report), [4]);
+    assert!(report.faults.iter().all(|fault| fault.path == log));
+}
+
+#[test]
 fn every_flipped_bit_of_a_log_is_a_fault() {
     for key in [None, Some(VolumeKey::from_bytes([9; 32]))] {
         let scratch = Scratch::in_memory();
