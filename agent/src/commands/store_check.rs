@@ -3,8 +3,10 @@
 
 use std::process::ExitCode;
 
-use libreplica::store::{CheckReport, PointState, Store};
+use hrl_format::VolumeKey;
+use libreplica::store::{CheckReport, PointState, Store, VolumeEntry};
 use libreplica::time::rfc3339;
+use libreplica::{Error, ErrorKind};
 use serde::Serialize;
 
 use crate::cli::StoreCheckArgs;
@@ -25,6 +27,8 @@ struct VolumeOutput {
     sound: bool,
     logs: usize,
     log_bytes: u64,
+    /// Why what is inside encrypted frames was not looked at.
+    not_inside: Option<&'static str>,
     points: Vec<PointOutput>,
     faults: Vec<FaultOutput>,
 }
@@ -47,19 +51,29 @@ pub fn run(args: &StoreCheckArgs) -> Result<ExitCode, Failure> {
     let path = store_path(&args.store)?;
     let store = Store::open(&path)?;
     let key = read_key(args.key_file.as_deref())?;
+    let entries = store.volumes()?;
+    if let Some(key) = &key {
+        refuse_unused(key, &entries)?;
+    }
     let mut volumes = Vec::new();
-    for entry in store.volumes()? {
+    for entry in entries {
         let checked = entry.catalogue.and_then(|catalogue| {
-            let key = key.clone().filter(|_| catalogue.key.is_some());
+            let fits = |key: &VolumeKey| catalogue.key == Some(key.key_id());
+            let fitting = key.clone().filter(fits);
+            let not_inside = match (&catalogue.key, &key, &fitting) {
+                (None, _, _) | (_, _, Some(_)) => None,
+                (Some(_), None, None) => Some("no --key-file was given"),
+                (Some(_), Some(_), None) => Some("it has another key"),
+            };
             let mut progress = Progress::start("checking");
             let report = store
-                .volume(entry.id, key)?
+                .volume(entry.id, fitting)?
                 .check(&mut |step| progress.update(step.done.get(), step.total.get()));
             progress.finish();
-            report
+            Ok((report?, not_inside))
         });
         volumes.push(match checked {
-            Ok(report) => VolumeOutput::from(&report),
+            Ok((report, not_inside)) => VolumeOutput::new(&report, not_inside),
             Err(error) => VolumeOutput::unreadable(entry.id.to_string(), error.to_string()),
         });
     }
@@ -79,6 +93,22 @@ pub fn run(args: &StoreCheckArgs) -> Result<ExitCode, Failure> {
     })
 }
 
+/// A key that no volume has would check nothing more than none at all.
+fn refuse_unused(key: &VolumeKey, entries: &[VolumeEntry]) -> Result<(), Failure> {
+    let used = entries.iter().any(|entry| match &entry.catalogue {
+        Ok(catalogue) => catalogue.key == Some(key.key_id()),
+        // Whose it is cannot be told.
+        Err(_) => true,
+    });
+    if used {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Key, "check the store")
+        .detail("no volume in it is encrypted with this key")
+        .advice("give the key of one, or none")
+        .into())
+}
+
 impl VolumeOutput {
     fn unreadable(id: String, message: String) -> Self {
         Self {
@@ -87,6 +117,7 @@ impl VolumeOutput {
             sound: false,
             logs: 0,
             log_bytes: 0,
+            not_inside: None,
             points: Vec::new(),
             faults: vec![FaultOutput {
                 path: None,
@@ -94,10 +125,8 @@ impl VolumeOutput {
             }],
         }
     }
-}
 
-impl From<&CheckReport> for VolumeOutput {
-    fn from(report: &CheckReport) -> Self {
+    fn new(report: &CheckReport, not_inside: Option<&'static str>) -> Self {
         let points = report.points.iter().map(|point| {
             let (state, cause) = match &point.state {
                 PointState::Proved => ("proved", None),
@@ -122,6 +151,7 @@ impl From<&CheckReport> for VolumeOutput {
             sound: report.is_sound(),
             logs: report.logs,
             log_bytes: report.log_bytes.get(),
+            not_inside,
             points: points.collect(),
             faults: faults.collect(),
         }
@@ -145,6 +175,9 @@ impl Output {
                 proved.count(),
                 volume.points.len(),
             )?;
+            if let Some(why) = volume.not_inside {
+                writeln!(out, "  not checked inside: {why}")?;
+            }
             for point in &volume.points {
                 if let Some(cause) = &point.cause {
                     writeln!(

@@ -66,6 +66,15 @@ fn without_the_key_the_store_gives_up_nothing() {
     replica(&["store", "check", text]).ok();
     replica(&["store", "check", text, "--key-file", key.to_str().unwrap()]).ok();
 
+    replica(&[
+        "store",
+        "check",
+        text,
+        "--key-file",
+        wrong.to_str().unwrap(),
+    ])
+    .fails(1, &["key"]);
+
     let output = place.at("out.img");
     let to = output.to_str().unwrap();
     let restore = [
@@ -84,6 +93,42 @@ fn without_the_key_the_store_gives_up_nothing() {
         let text = fs::read_to_string(mounted.join("in-a-log")).unwrap();
         assert_eq!(text, "the secret of a log\n".repeat(1000));
     });
+}
+
+#[test]
+fn a_store_with_two_keys_is_checked_with_one() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let mut daemon = Daemon::start(&place);
+    let disks = ["a", "b"].map(|name| LoopDevice::new(&place, &format!("{name}.img"), 16 * MIB));
+    let keys = ["a", "b"].map(|name| place.at(&format!("{name}.key")));
+    for (index, name) in ["a", "b"].into_iter().enumerate() {
+        fs::write(&keys[index], [index as u8 + 1; 32]).unwrap();
+        fs::write(disks[index].path(), name.repeat(1 << 20)).unwrap();
+        daemon.protect(&Volume {
+            device: disks[index].path(),
+            store: &store,
+            name,
+            options: &["--every", "1h", "--key-file", keys[index].to_str().unwrap()],
+        });
+    }
+    let store = store.to_str().unwrap();
+    let check = |options: &[&str]| {
+        replica(&[&["store", "check", store], options, &["--json"]].concat()).json()
+    };
+    let report = check(&["--key-file", keys[0].to_str().unwrap()]);
+    let volumes = report["volumes"].as_array().unwrap();
+    assert_eq!(
+        (&volumes[0]["name"], &volumes[1]["name"]),
+        (&"a".into(), &"b".into())
+    );
+    assert_eq!(volumes[0]["points"][0]["state"], "proved", "{report}");
+    assert!(volumes[0]["not_inside"].is_null(), "{report}");
+    assert_eq!(volumes[1]["points"][0]["state"], "unread", "{report}");
+    assert_eq!(volumes[1]["not_inside"], "it has another key", "{report}");
+    for volume in check(&[])["volumes"].as_array().unwrap() {
+        assert_eq!(volume["not_inside"], "no --key-file was given");
+    }
 }
 
 #[test]
