@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use super::place::{Place, run};
 
@@ -270,9 +271,17 @@ impl Mount {
         quietly("fsfreeze", &["--unfreeze", self.at.to_str().unwrap()])
     }
 
-    /// Unmounts it.
+    /// Unmounts it. What a process that was just killed had open is let go of a moment
+    /// later.
     pub fn unmount(mut self) {
-        run("umount", [&self.at]);
+        let at = self.at.to_str().unwrap();
+        let soon = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < soon && !quietly("umount", &[at]) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        if quietly("mountpoint", &["-q", at]) {
+            run("umount", [&self.at]);
+        }
         self.mounted = false;
     }
 }
