@@ -93,7 +93,6 @@ fn a_write_to_a_partition_is_a_write_to_its_disk() {
     assert_eq!(drain(&mut rig.tracker).1, [(first, first + 1), page]);
     rig.tracker.reclaim();
     rig.assert_followed();
-    run("delpart", &[&name, "1"]);
 }
 
 #[test]

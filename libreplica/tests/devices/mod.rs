@@ -118,7 +118,9 @@ impl Loop {
                 .output()
                 .expect("losetup");
             if output.status.success() {
-                return String::from_utf8(output.stdout).unwrap().trim().into();
+                let path = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
+                delete_partitions(&path);
+                return path;
             }
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
@@ -141,12 +143,19 @@ impl Loop {
 impl Drop for Loop {
     fn drop(&mut self) {
         if self.attached {
+            delete_partitions(&self.path);
             let _ = Command::new("losetup")
                 .args(["--detach", self.name()])
                 .status();
         }
         let _ = fs::remove_file(&self.file);
     }
+}
+
+/// Deletes the partitions that a loop device has. They outlive what it was attached to, so a
+/// new one may also have those of a test that was killed.
+fn delete_partitions(device: &Path) {
+    let _ = Command::new("partx").arg("--delete").arg(device).output();
 }
 
 /// A zram device: compressed memory, driven by bios.

@@ -38,7 +38,6 @@ fn try_run<S: AsRef<OsStr>>(program: &str, args: &[S]) {
 pub struct LoopDisk {
     pub path: PathBuf,
     pub file: PathBuf,
-    partitions: Vec<u32>,
 }
 
 impl LoopDisk {
@@ -55,10 +54,11 @@ impl LoopDisk {
             "losetup",
             &[OsStr::new("--find"), OsStr::new("--show"), file.as_os_str()],
         );
+        let path = PathBuf::from(path.trim());
+        delete_partitions(&path);
         Self {
-            path: PathBuf::from(path.trim()),
+            path,
             file: file.to_owned(),
-            partitions: Vec::new(),
         }
     }
 
@@ -70,7 +70,6 @@ impl LoopDisk {
             "addpart",
             &[disk, &number.to_string(), &sectors(start), &sectors(len)],
         );
-        self.partitions.push(number);
         PathBuf::from(format!("{disk}p{number}"))
     }
 
@@ -85,14 +84,15 @@ impl LoopDisk {
 
 impl Drop for LoopDisk {
     fn drop(&mut self) {
-        for number in &self.partitions {
-            try_run(
-                "delpart",
-                &[self.path.to_str().unwrap(), &number.to_string()],
-            );
-        }
+        delete_partitions(&self.path);
         try_run("losetup", &[OsStr::new("--detach"), self.path.as_os_str()]);
     }
+}
+
+/// Deletes the partitions that a loop device has. They outlive what it was attached to, so a
+/// new one may also have those of a test that was killed.
+fn delete_partitions(device: &Path) {
+    try_run("partx", &[OsStr::new("--delete"), device.as_os_str()]);
 }
 
 pub fn mkfs(kind: &str, device: &Path) {

@@ -56,7 +56,8 @@ impl LoopDevice {
         let mut args = vec!["--find", "--show"];
         args.extend(options);
         args.push(file.to_str().unwrap());
-        let device = run("losetup", args).trim().into();
+        let device = PathBuf::from(run("losetup", args).trim());
+        delete_partitions(&device);
         Self {
             device,
             file: file.to_owned(),
@@ -134,16 +135,7 @@ impl LoopDevice {
 impl Drop for LoopDevice {
     fn drop(&mut self) {
         if self.attached {
-            for number in 1..5 {
-                let node = format!("/dev/{}p{number}", self.name());
-                if Path::new(&node).exists() {
-                    quietly(
-                        "delpart",
-                        &[self.device.to_str().unwrap(), &number.to_string()],
-                    );
-                    let _ = fs::remove_file(node);
-                }
-            }
+            delete_partitions(&self.device);
             quietly("losetup", &["--detach", self.device.to_str().unwrap()]);
         }
     }
@@ -299,6 +291,16 @@ impl Drop for Mount {
 }
 
 /// Runs a command whose failure is no failure of the test.
+/// Deletes the partitions that a loop device has. They outlive what it was attached to, so a
+/// new one may also have those of a test that was killed.
+fn delete_partitions(device: &Path) {
+    quietly("partx", &["--delete", device.to_str().unwrap()]);
+    for number in 1..5 {
+        // A node that was made by hand.
+        let _ = fs::remove_file(format!("{}p{number}", device.display()));
+    }
+}
+
 fn quietly(program: &str, args: &[&str]) -> bool {
     let output = Command::new(program).args(args).output();
     output.is_ok_and(|output| output.status.success())
