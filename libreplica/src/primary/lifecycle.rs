@@ -136,7 +136,7 @@ fn step(
     let config = volume.config();
     if config.shipping == Shipping::Paused {
         volume.publish(|status| show_shipping(status, Shipping::Paused));
-        return Ok(Duration::from_secs(3600));
+        return Ok(LOOK_AGAIN);
     }
     due_point(volume, environment, rhythm, config.every)
 }

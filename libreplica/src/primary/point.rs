@@ -33,10 +33,10 @@ use crate::store::Point;
 const ROUNDS_MAX: u32 = 8;
 /// Little enough, over all members, to be read while frozen.
 const FEW_BYTES: u64 = 4 << 20;
-/// How long to look for one.
+/// How long to look for a quiet moment of a source that has nothing to freeze.
 const QUIET_LIMIT: Duration = Duration::from_secs(10);
-/// The longest pause between two looks for a quiet moment of a source that has nothing to
-/// freeze: under load without a gap, every look ships what changed since the last.
+/// The longest pause between two such looks: under load without a gap, every look ships
+/// what changed since the last.
 const LOOK_AGAIN_MAX: Duration = Duration::from_secs(1);
 
 /// One volume of the point, with its member held.

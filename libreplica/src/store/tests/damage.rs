@@ -202,7 +202,7 @@ fn a_damaged_base_damages_the_points_that_show_it() {
     let report = check(&history);
     assert_eq!(damaged(&history, &report), [0, 1, 2]);
     let PointState::Damaged(why) = &report.points[0].state else {
-        unreachable!()
+        panic!("not damaged: {:?}", report.points[0].state)
     };
     assert!(why.contains("root"), "{why}");
     flip(&base, 3 * 4096);
