@@ -8,8 +8,8 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Generation, GenerationId, KeyId, LogId, VolumeId};
 use crate::layout::{
-    FEATURE_ENCRYPTED, FEATURE_LZ4, FEATURE_MOVED, FEATURES_KNOWN, HEADER_MAGIC, PAGE, PAGE_SUMMED,
-    RawHeader, VERSION,
+    FEATURE_ENCRYPTED, FEATURE_IN_ORDER, FEATURE_LZ4, FEATURE_MOVED, FEATURES_KNOWN, HEADER_MAGIC,
+    PAGE, PAGE_SUMMED, RawHeader, VERSION,
 };
 use crate::units::{
     BlockSize, Epoch, FileOffset, GenerationNumber, SectorSize, Timestamp, VolumeSize,
@@ -71,6 +71,35 @@ impl EpochRange {
     }
 }
 
+/// What the order of a log's records says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum RecordOrder {
+    /// Nothing: blocks were read some time after they changed. Only the state after the last
+    /// record is one that the volume had.
+    #[default]
+    AsRead,
+    /// They are all changes of the epoch in the order in which they completed, each with the
+    /// time of its completion; the first follows the state in which the log before this one
+    /// ends. So the volume was what the records up to any one of them leave behind.
+    AsCompleted,
+}
+
+impl RecordOrder {
+    /// As it stands in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::AsRead => "as-read",
+            Self::AsCompleted => "as-completed",
+        }
+    }
+}
+
+impl fmt::Display for RecordOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// A log by its id, and by its seal if it had one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ChainEnd {
@@ -98,6 +127,8 @@ pub struct LogHeader {
     pub generation: Generation,
     /// Which epochs.
     pub epochs: EpochRange,
+    /// What the order of its records says; as completed only in a log of one epoch.
+    pub order: RecordOrder,
     /// What one dirty bit covered.
     pub block: BlockSize,
     /// What the device reads and writes at least.
@@ -162,6 +193,7 @@ impl LogHeader {
             volume,
             generation: Generation::default(),
             epochs: EpochRange::single(epoch),
+            order: RecordOrder::AsRead,
             block: BlockSize::default_for(volume_size),
             sector: SectorSize::B512,
             volume_size,
@@ -174,11 +206,16 @@ impl LogHeader {
         if self.log.is_nil() || self.epochs.first > self.epochs.last {
             return Err(Error::invalid("a log needs an id, and epochs in order"));
         }
+        if self.order == RecordOrder::AsCompleted && self.epochs.first != self.epochs.last {
+            return Err(Error::invalid("a log in order holds one epoch"));
+        }
         let mut raw = RawHeader::new_zeroed();
         raw.magic = HEADER_MAGIC;
         raw.version.set(VERSION);
         raw.page.set(PAGE as u32);
         let bit = |on: bool, feature: u64| if on { feature } else { 0 };
+        let in_order = self.order == RecordOrder::AsCompleted;
+        raw.compatible.set(bit(in_order, FEATURE_IN_ORDER));
         raw.incompatible.set(
             bit(features.lz4, FEATURE_LZ4)
                 | bit(self.key.is_some(), FEATURE_ENCRYPTED)
@@ -282,12 +319,17 @@ fn parse(page: &[u8; PAGE]) -> Result<(LogHeader, Features)> {
         return Err(Error::new(ErrorKind::Unsupported, found));
     }
     let has = |feature: u64| raw.incompatible.get() & feature != 0;
+    let order = match raw.compatible.get() & FEATURE_IN_ORDER {
+        0 => RecordOrder::AsRead,
+        _ => RecordOrder::AsCompleted,
+    };
     let key = some_id(KeyId::from_bytes(raw.key), KeyId::is_nil);
     let stands_for = some_id(LogId::from_bytes(raw.stands_for), LogId::is_nil);
     let sound = raw.page.get() == PAGE as u32
         && raw.reserved.iter().all(|&byte| byte == 0)
         && raw.log != [0; 16]
         && raw.first_epoch <= raw.last_epoch
+        && (order == RecordOrder::AsRead || raw.first_epoch == raw.last_epoch)
         && key.is_some() == has(FEATURE_ENCRYPTED)
         && (stands_for.is_some() || raw.stands_for_seal == [0; 32]);
     let (true, Some(block), Some(sector)) = (
@@ -316,6 +358,7 @@ fn parse(page: &[u8; PAGE]) -> Result<(LogHeader, Features)> {
             first: Epoch::new(raw.first_epoch.get()),
             last: Epoch::new(raw.last_epoch.get()),
         },
+        order,
         block,
         sector,
         volume_size: VolumeSize::new(raw.volume_size.get()),

@@ -30,13 +30,16 @@ pub const CIPHER_TAG: usize = 16;
 pub const MAX_SPAN: usize =
     pages(size_of::<RawFrame>() + MAX_RECORDS * size_of::<RawRecord>() + MAX_DATA + CIPHER_TAG);
 
+/// Compatible feature: the records are every change of the epoch, in order of completion.
+pub const FEATURE_IN_ORDER: u64 = 1;
+
 /// Incompatible feature: frames may be compressed with LZ4.
 pub const FEATURE_LZ4: u64 = 1;
 /// Incompatible feature: every frame is encrypted.
 pub const FEATURE_ENCRYPTED: u64 = 1 << 1;
 /// Incompatible feature: frames may have been moved here whole from other logs.
 pub const FEATURE_MOVED: u64 = 1 << 2;
-/// All that this version knows.
+/// All incompatible ones that this version knows.
 pub const FEATURES_KNOWN: u64 = FEATURE_LZ4 | FEATURE_ENCRYPTED | FEATURE_MOVED;
 
 /// Frame flag: the data is compressed with LZ4.

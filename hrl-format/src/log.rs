@@ -163,7 +163,7 @@ impl<R: ReadAt> Log<R> {
         self.load_listed(frame, &entry, buffer)
     }
 
-    /// Reads and checks the head of frame `frame`, which the directory lists as `entry`.
+    /// Reads and checks the head and the table of frame `frame`, which the directory lists as `entry`.
     pub(crate) fn load_table(
         &self,
         frame: FrameNumber,
@@ -186,7 +186,14 @@ impl<R: ReadAt> Log<R> {
                 number: frame,
                 position,
             },
-        )
+        )?;
+        if !buffer.is_listed_as(entry) {
+            let what = "a frame is not the one that the directory lists";
+            return Err(Error::new(ErrorKind::Foreign, what)
+                .in_frame(frame)
+                .at(position));
+        }
+        Ok(())
     }
 
     pub(crate) fn load_listed(

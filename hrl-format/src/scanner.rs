@@ -9,7 +9,7 @@ use zerocopy::IntoBytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extents::DataOffset;
 use crate::frame::{Entry, FrameBuffer, Home, Place, Shape, TableEntry, span_of};
-use crate::header::{Features, HeaderPage, LogHeader};
+use crate::header::{Features, HeaderPage, LogHeader, RecordOrder};
 use crate::key::{VolumeKey, match_key};
 use crate::layout::{FRAME_MAGIC, PAGE, RawDirectoryEntry, SECTION_DIRECTORY};
 use crate::record::Record;
@@ -215,7 +215,8 @@ impl<R: Read> Scanner<R> {
     /// the volume's size behind the frame.
     fn check_records(&self) -> Result<VolumeSize> {
         let expected = Sequence::new(self.records);
-        if !self.home.moved && self.buffer.first_sequence() != expected {
+        let numbered_on = !self.home.moved || self.page.header.order == RecordOrder::AsCompleted;
+        if numbered_on && self.buffer.first_sequence() != expected {
             return Err(Error::damaged("a frame's records are not numbered on"));
         }
         let mut size = self.volume_size;

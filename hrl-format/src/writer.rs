@@ -5,7 +5,7 @@ use std::io::{IoSlice, Write};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::{FrameBuilder, Home, Place, Shape};
-use crate::header::{Features, HeaderPage, LogHeader};
+use crate::header::{Features, HeaderPage, LogHeader, RecordOrder};
 use crate::key::{VolumeKey, match_key};
 use crate::layout::{PAGE, RawDirectoryEntry};
 use crate::record::{Record, Tag};
@@ -44,6 +44,9 @@ pub struct LogWriter<W> {
     next: Sequence,
     // The number of the first record in `builder`.
     first: Sequence,
+    // What the last change bears, in a log in order.
+    completed: Timestamp,
+    last_time: Option<Timestamp>,
     data: u64,
     directory: Vec<RawDirectoryEntry>,
     state: LogState,
@@ -93,6 +96,8 @@ impl<W: Write> LogWriter<W> {
             position: FileOffset::new(PAGE as u64),
             next: Sequence::ZERO,
             first: Sequence::ZERO,
+            completed: Timestamp::from_nanos(i64::MIN),
+            last_time: None,
             data: 0,
             directory: Vec::new(),
             state: LogState::new(header.volume_size),
@@ -121,9 +126,16 @@ impl<W: Write> LogWriter<W> {
         self.next.get()
     }
 
+    /// The time that the last record bears; `None` before the first.
+    pub const fn last_time(&self) -> Option<Timestamp> {
+        self.last_time
+    }
+
     /// Appends a record, and returns its number. A write that does not fit into one frame,
     /// or not into one region of 64 KiB if the log is encrypted, becomes several records;
-    /// the number is then the first one's. A tag's time is the tag's own, whatever `time`.
+    /// the number is then the first one's. A tag's time is the tag's own, whatever `time`. In
+    /// a log in order no change bears an earlier time than the one before it: after a clock
+    /// was set back, that one's is repeated.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] if the extent is empty or not within the volume, the data not
@@ -133,6 +145,7 @@ impl<W: Write> LogWriter<W> {
         self.sound()?;
         self.check(record)?;
         let sequence = self.next;
+        let time = self.time_of(record, time);
         match record {
             Record::Write { extent, data } => self.append_write(*extent, data, time)?,
             Record::Tag(tag) => {
@@ -145,6 +158,18 @@ impl<W: Write> LogWriter<W> {
             _ => self.append_whole(record, 0, time)?,
         }
         Ok(sequence)
+    }
+
+    /// What a record bears that completed at `time`.
+    fn time_of(&mut self, record: &Record<&[u8]>, time: Timestamp) -> Timestamp {
+        match record {
+            Record::Tag(tag) => tag.time,
+            _ if self.page.header.order == RecordOrder::AsRead => time,
+            _ => {
+                self.completed = self.completed.max(time);
+                self.completed
+            }
+        }
     }
 
     /// Ends the frame that records are gathered in, so that all of them are in the file.
@@ -273,19 +298,17 @@ impl<W: Write> LogWriter<W> {
 
     /// Takes a record that is about to join the frame into the index and the totals.
     fn note(&mut self, record: &Record<&[u8]>, time: Timestamp) {
-        let (shape, time) = match record {
-            Record::Write { extent, .. } => (Shape::Write(*extent), time),
-            Record::Zeroes { extent } => (Shape::Zeroes(*extent), time),
-            Record::Discard { extent } => (Shape::Discard(*extent), time),
-            Record::Tag(tag) => (
-                Shape::Tag {
-                    id: tag.id,
-                    consistency: tag.consistency,
-                },
-                tag.time,
-            ),
-            Record::Resize { size } => (Shape::Resize(*size), time),
+        let shape = match record {
+            Record::Write { extent, .. } => Shape::Write(*extent),
+            Record::Zeroes { extent } => Shape::Zeroes(*extent),
+            Record::Discard { extent } => Shape::Discard(*extent),
+            Record::Tag(tag) => Shape::Tag {
+                id: tag.id,
+                consistency: tag.consistency,
+            },
+            Record::Resize { size } => Shape::Resize(*size),
         };
+        self.last_time = Some(time);
         let standing = Standing {
             frame: FrameNumber::new(self.directory.len() as u32),
             record: self.builder.records() as u32,

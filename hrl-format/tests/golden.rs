@@ -17,7 +17,9 @@ use hrl_format::id::{Generation, GenerationId, GroupId, LogId, PointId, VolumeId
 use hrl_format::layout::PAGE;
 use hrl_format::record::{Consistency, Record, Root, Tag};
 use hrl_format::units::{BlockSize, Epoch, GenerationNumber, SectorSize, Timestamp, VolumeSize};
-use hrl_format::{EpochRange, Log, LogHeader, LogWriter, VolumeKey, check, merge, ms, salvage};
+use hrl_format::{
+    EpochRange, Log, LogHeader, LogWriter, RecordOrder, VolumeKey, check, merge, ms, salvage,
+};
 
 /// 2026-01-02 03:04:05 UTC.
 const TIME: i64 = 1_767_323_045_000_000_000;
@@ -54,6 +56,7 @@ fn header() -> LogHeader {
             id: GenerationId::from_bytes([0x60; 16]),
         },
         epochs: EpochRange::single(Epoch::new(5)),
+        order: RecordOrder::AsRead,
         block: BlockSize::MIN,
         sector: SectorSize::B512,
         volume_size: VolumeSize::new(VOLUME),
@@ -176,9 +179,16 @@ fn recipe() -> Vec<Golden> {
     let (salvaged, _) = salvage(&encrypted[..encrypted.len() - PAGE], Vec::new(), None).unwrap();
     let torn = plain[..3 * PAGE - 1].to_vec();
     let ms_hrl = to_ms_hrl(&plain[..], None, Cursor::new(Vec::new()), Loss::Accepted).unwrap();
+    let ordered = LogHeader {
+        order: RecordOrder::AsCompleted,
+        ..header()
+    };
+    let [first, _] = story();
+    let in_order = write_log(ordered, &first, Flavour::Plain);
     vec![
         golden("plain", Chance::None, None, plain),
         golden("lz4", Chance::None, None, lz4),
+        golden("in-order", Chance::None, None, in_order),
         golden("torn", Chance::None, None, torn),
         golden("encrypted", Chance::Some, Some(KEY), encrypted),
         golden("salvaged", Chance::Some, Some(KEY), salvaged),

@@ -84,7 +84,7 @@ fn every_constant_is_what_the_document_says() {
         row.unwrap_or_else(|| panic!("{name} is not in the document"))[1]
     };
     let numbers = numbers!(PAGE VERSION MAX_DATA REGION MAX_RECORDS CIPHER_TAG MAX_SPAN PAYLOAD
-        FEATURE_LZ4 FEATURE_ENCRYPTED FEATURE_MOVED FRAME_LZ4 FRAME_ENCRYPTED SEAL_AUTHENTICATED
+        FEATURE_IN_ORDER FEATURE_LZ4 FEATURE_ENCRYPTED FEATURE_MOVED FRAME_LZ4 FRAME_ENCRYPTED SEAL_AUTHENTICATED
         KIND_WRITE KIND_ZEROES KIND_DISCARD KIND_TAG KIND_RESIZE TAG_GROUP TAG_ROOT);
     for (name, value) in &numbers {
         assert_eq!(find(name).parse(), Ok(*value), "{name}");

@@ -14,7 +14,7 @@ try:
 except ImportError as missing:
     sys.exit(f"{missing}: apt-get install python3-lz4 python3-cryptography")
 
-PAGE, PAYLOAD, LZ4, ENCRYPTED, MOVED = 4096, 4064, 1, 2, 4
+PAGE, PAYLOAD, LZ4, ENCRYPTED, MOVED, IN_ORDER = 4096, 4064, 1, 2, 4, 1
 KINDS = ["none", "write", "zeroes", "discard", "tag", "resize"]
 WRITE, ZEROES, DISCARD, TAG, RESIZE = range(1, 6)
 
@@ -58,6 +58,7 @@ def read_header(file, key):
     need("1: checksum, features", h.crc == zlib.crc32(file[:PAGE - 4]), h.features < 8)
     need("2", h.page == PAGE, not any(h.reserved), any(h.log), h.first <= h.last)
     need("2: block, sector", h.block in [1 << n for n in range(12, 21)], h.sector in [1 << n for n in range(9, 17)])
+    need("2: one epoch", h.first == h.last or not h.compatible & IN_ORDER)
     need("3", any(h.stands_for) or not any(h.stands_for_seal), any(h.key) == bool(h.features & ENCRYPTED))
     need("3: another key", key is None or derive(key, None, b"hrl 3 key id")[:16] == h.key)
     return h
@@ -100,7 +101,8 @@ def read_frame(file, at, log):
     inner = f.stored - (16 if encrypted else 0)
     need("6: flags", f.flags < 4, encrypted == h.features & ENCRYPTED, packed <= h.features & LZ4)
     need("6", 0 <= inner, inner < f.plain if packed else inner == f.plain)
-    need("6, 9", encrypted or not any(f.nonce), not any(f.reserved), h.features & MOVED or f.first == log.records)
+    apart = h.features & MOVED and not h.compatible & IN_ORDER
+    need("6, 9", encrypted or not any(f.nonce), not any(f.reserved), apart or f.first == log.records)
     shapes, size = check_table([Record(file, n) for n in range(at + 128, table_end, 32)], f.plain, encrypted, log.size)
     need("8", f.data_crc == zlib.crc32(file[table_end:end]), not any(file[stored_end:end]))
     data, proof = file[table_end:stored_end], b""
@@ -188,7 +190,8 @@ h = read_header(file, key)
 log = SimpleNamespace(
     header=h, digest=hashlib.sha256(file[:PAGE]).digest()[:16], key=key, size=h.size, directory=[], plain=[],
     marks=[], records=0, bytes=0, image=bytearray(h.size), kinds=bytearray(h.size))
-print(f"log {h.log.hex()} volume {h.volume.hex()} epochs {h.first} {h.last} size {h.size} key {h.key.hex()}")
+print(f"log {h.log.hex()} volume {h.volume.hex()} epochs {h.first} {h.last} size {h.size} key {h.key.hex()}"
+      + " in order" * (h.compatible & IN_ORDER))
 try:
     while file[at:at + 4] == b"\x89HFR":
         *frame, end = read_frame(file, at, log)

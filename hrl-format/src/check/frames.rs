@@ -3,6 +3,7 @@
 use super::CheckReport;
 use crate::error::{Error, Result};
 use crate::frame::{FrameBuffer, MarkDetail, Shape, TableEntry, TagMark};
+use crate::header::RecordOrder;
 use crate::log::Log;
 use crate::seal::Mark;
 use crate::source::ReadAt;
@@ -107,8 +108,9 @@ impl<R: ReadAt> Pass<'_, R> {
     }
 
     fn check_frame(&mut self, frame: FrameNumber) -> Result<()> {
-        let moved = self.log.page.features.moved;
-        if !moved && self.frame.first_sequence().get() != self.records {
+        let header = self.log.header();
+        let numbered_on = !self.log.page.features.moved || header.order == RecordOrder::AsCompleted;
+        if numbered_on && self.frame.first_sequence().get() != self.records {
             let what = "a frame's records are not numbered on";
             return Err(Error::damaged(what).in_frame(frame));
         }

@@ -6,7 +6,7 @@ use super::Proof;
 use super::leaf::{Leaf, LeafSource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extents::IndexEntry;
-use crate::header::LogHeader;
+use crate::header::{LogHeader, RecordOrder};
 use crate::log::Log;
 use crate::merge::live::{FrameOf, Live, kept_marks};
 use crate::merge::{Points, check_chain, overlay};
@@ -85,6 +85,7 @@ fn check_header<R: ReadAt>(merged: &LogHeader, first: &LogHeader, last: &Log<R>)
             first: first.epochs.first,
             last: last.header().epochs.last,
         },
+        order: RecordOrder::AsRead,
         volume_size: first.volume_size,
         ..last.header().clone()
     };

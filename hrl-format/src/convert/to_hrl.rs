@@ -4,7 +4,7 @@
 use std::io::{Read, Seek, Write};
 
 use super::Error;
-use crate::header::{EpochRange, LogHeader};
+use crate::header::{EpochRange, LogHeader, RecordOrder};
 use crate::id::{Generation, GenerationId, LogId, RandomError, VolumeId};
 use crate::key::VolumeKey;
 use crate::ms::{LocatedEntry, Reader};
@@ -131,6 +131,8 @@ where
             id: GenerationId::NIL,
         },
         epochs: EpochRange::single(options.epoch),
+        // Nothing in such a log says that its writes are all there were, and in order.
+        order: RecordOrder::AsRead,
         block: BlockSize::default_for(volume_size),
         sector: SectorSize::B512,
         volume_size,

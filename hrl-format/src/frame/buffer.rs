@@ -479,6 +479,18 @@ impl FrameBuffer {
             })
     }
 
+    /// Whether its head is the one that a directory lists.
+    pub(crate) fn is_listed_as(&self, entry: &RawDirectoryEntry) -> bool {
+        let raw = self.raw_head();
+        (raw.position, raw.first_sequence, raw.records, raw.head_crc)
+            == (
+                entry.position,
+                entry.first_sequence,
+                entry.records,
+                entry.head_crc,
+            )
+    }
+
     /// Its entry in a frame directory.
     pub(crate) fn directory_entry(&self) -> RawDirectoryEntry {
         self.entry_with(&self.raw_head())

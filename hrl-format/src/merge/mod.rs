@@ -15,7 +15,7 @@ use std::io::Write;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::MarkDetail;
-use crate::header::{EpochRange, LogHeader};
+use crate::header::{EpochRange, LogHeader, RecordOrder};
 use crate::id::{LogId, PointId};
 use crate::log::Log;
 use crate::overlay::Overlay;
@@ -47,7 +47,7 @@ pub struct Merged {
 }
 
 /// Merges consecutive logs, the oldest first, into a new one in `out`. The result takes the
-/// place of all of them in the chain. The points at the end of the last log stay; earlier
+/// place of all of them in the chain; its records are in no order of time. The points at the end of the last log stay; earlier
 /// ones are dropped, for the states that they name are gone. Records that are cut anew bear
 /// the time at which their log was sealed.
 ///
@@ -78,6 +78,7 @@ where
             first: first.header().epochs.first,
             last: last.header().epochs.last,
         },
+        order: RecordOrder::AsRead,
         volume_size: first.header().volume_size,
         created: Timestamp::now(),
         ..last.header().clone()

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use hrl_format::record::{Consistency, Record};
 use hrl_format::units::Timestamp;
-use hrl_format::{Ending, FrameBuffer, Scanner, Shape, VolumeKey, check};
+use hrl_format::{Ending, FrameBuffer, RecordOrder, Scanner, Shape, VolumeKey, check};
 use sha2::{Digest, Sha256};
 
 use super::{Byte, Model};
@@ -22,12 +22,16 @@ pub fn listing(file: &[u8], key: Option<&VolumeKey>) -> Option<String> {
     let header = scanner.header().clone();
     let size = header.volume_size;
     let mut text = format!(
-        "log {} volume {} epochs {} {} size {size} key {}\n",
+        "log {} volume {} epochs {} {} size {size} key {}{}\n",
         header.log,
         header.volume,
         header.epochs.first,
         header.epochs.last,
         header.key.unwrap_or_default(),
+        match header.order {
+            RecordOrder::AsRead => "",
+            RecordOrder::AsCompleted => " in order",
+        },
     );
     if size.get() > LARGEST {
         return None;

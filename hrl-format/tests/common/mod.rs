@@ -15,7 +15,7 @@ use hrl_format::units::{
 };
 use hrl_format::{
     ChainEnd, Compression, Ending, EpochRange, ExtentKind, FrameBuffer, IndexEntry, Log, LogHeader,
-    LogOptions, LogWriter, ReadAt, Scanner, Seal, SealDigest, VolumeKey,
+    LogOptions, LogWriter, ReadAt, RecordOrder, Scanner, Seal, SealDigest, VolumeKey,
 };
 use proptest::prelude::*;
 
@@ -200,6 +200,14 @@ pub fn any_header() -> impl Strategy<Value = LogHeader> {
         let [previous_seal, stands_for_seal] = seals.map(|seal| seal.map(SealDigest::from_bytes));
         // An even byte decides whether there is one.
         let some = |id: [u8; 16]| id[0].is_multiple_of(2).then_some(LogId::from_bytes(id));
+        let (low, high) = (Epoch::new(first.min(more)), Epoch::new(first.max(more)));
+        // An odd epoch is in order, and the log's only one.
+        let (order, last) = if first.is_multiple_of(2) {
+            (RecordOrder::AsRead, high)
+        } else {
+            (RecordOrder::AsCompleted, low)
+        };
+        let epochs = EpochRange { first: low, last };
         LogHeader {
             log: LogId::from_bytes(log),
             previous: some(previous),
@@ -213,10 +221,8 @@ pub fn any_header() -> impl Strategy<Value = LogHeader> {
                 number: GenerationNumber::new(number),
                 id: GenerationId::from_bytes(generation),
             },
-            epochs: EpochRange {
-                first: Epoch::new(first.min(more)),
-                last: Epoch::new(first.max(more)),
-            },
+            epochs,
+            order,
             block: BlockSize::new(1 << block).unwrap(),
             sector: SectorSize::new(1 << sector).unwrap(),
             volume_size: VolumeSize::new(VOLUME),
