@@ -57,7 +57,7 @@ pub use key::VolumeKey;
 pub use log::{IndexStream, Log};
 pub use merge::{MergeWay, Merged, merge};
 pub use overlay::{Overlay, Piece, SourceNumber};
-pub use prefix::Prefix;
+pub use prefix::{Prefix, PrefixEntries};
 pub use salvage::{Salvaged, salvage};
 pub use scanner::{Ending, Scanner};
 pub use seal::{Mark, Seal, SealProof};

@@ -28,18 +28,34 @@ impl Prefix {
     }
 
     /// The part that touches `extent`, cut to it.
-    pub fn entries_in(&self, extent: Extent) -> impl Iterator<Item = IndexEntry> + use<'_> {
+    pub fn entries_in(&self, extent: Extent) -> PrefixEntries<'_> {
         let first = self
             .entries
             .partition_point(|entry| entry.extent.end() <= extent.offset());
-        self.entries[first..]
-            .iter()
-            .map_while(move |entry| entry.clip(extent))
+        PrefixEntries {
+            rest: self.entries[first..].iter(),
+            extent,
+        }
     }
 
     /// The volume's size after the record.
     pub const fn volume_size(&self) -> VolumeSize {
         self.volume_size
+    }
+}
+
+/// A part of a [`Prefix`], by ascending offset.
+#[derive(Clone, Debug)]
+pub struct PrefixEntries<'a> {
+    rest: std::slice::Iter<'a, IndexEntry>,
+    extent: Extent,
+}
+
+impl Iterator for PrefixEntries<'_> {
+    type Item = IndexEntry;
+
+    fn next(&mut self) -> Option<IndexEntry> {
+        self.rest.next()?.clip(self.extent)
     }
 }
 

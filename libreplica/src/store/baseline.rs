@@ -2,6 +2,7 @@
 //! it becomes a chain of encrypted logs, each an epoch of its own, so that no log's index grows
 //! with the volume. Nothing of it counts before it is complete: an interrupted one starts over.
 
+use hrl_format::RecordOrder;
 use hrl_format::record::Record;
 use hrl_format::units::{ByteLen, ByteOffset, Epoch, Extent, Timestamp};
 
@@ -155,7 +156,7 @@ impl LogChain {
     fn take_open(&mut self, writer: &VolumeWriter) -> Result<EpochLog> {
         match self.open.take() {
             Some(open) => Ok(open),
-            None => writer.begin_log(&self.next),
+            None => writer.begin_log(&self.next, RecordOrder::AsRead),
         }
     }
 

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::json::{maybe_text, number, text};
 use super::layout::LogName;
+use super::moment::LogOrder;
 use crate::geometry::Geometry;
 
 /// One volume of a store: what there is, and which points can be had.
@@ -131,6 +132,10 @@ pub struct LogEntry {
     /// it can have made useless.
     #[serde(with = "number", rename = "covers_bytes")]
     pub(super) covers: ByteLen,
+    /// Whether every record of it is a moment that can be had. What an older version wrote has
+    /// nothing here, and no such records.
+    #[serde(default)]
+    pub order: LogOrder,
     /// Whether it was looked what of older logs it made useless (`compact.rs`).
     pub(super) settled: bool,
 }
@@ -183,6 +188,15 @@ pub struct Point {
     /// What was stored since the point before it, in bytes.
     #[serde(with = "number")]
     pub bytes: ByteLen,
+}
+
+/// What becomes of the moments around a point that is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MomentsAround {
+    /// They stay.
+    Kept,
+    /// Only the points before and after them are of interest from now on.
+    GivenUp,
 }
 
 /// Which set of base and logs a catalogue describes. It rises whenever logs leave the
@@ -246,8 +260,9 @@ impl Catalogue {
         self.points.iter().find(|point| point.id == id)
     }
 
-    /// The stretches of the chain that no point lies within, each up to the log that a point
-    /// ends, in order. Logs behind the newest point are in none: the next point may yet come.
+    /// The stretches of the chain of which nothing but the end is needed, in order: each up to
+    /// the log that a point ends, or to where a window begins. The logs of windows are in none,
+    /// nor are those behind the newest point: the next point may yet come.
     pub(super) fn stretches(&self) -> Vec<Range<usize>> {
         let no_point = self.points.is_empty().then(|| self.last_epoch());
         let ends = self.points.iter().map(|point| point.epoch).chain(no_point);
@@ -255,17 +270,25 @@ impl Catalogue {
         let mut stretches = Vec::new();
         for epoch in ends {
             let end = self.logs.partition_point(|log| log.last <= epoch);
-            if end > start {
-                stretches.push(start..end);
+            let mut here = start..start;
+            for at in start..end.max(start) {
+                if self.window_log(&self.logs[at]).is_none() {
+                    here.end = at + 1;
+                    continue;
+                }
+                stretches.push(here);
+                here = at + 1..at + 1;
             }
+            stretches.push(here);
             start = end;
         }
+        stretches.retain(|stretch| !stretch.is_empty());
         stretches
     }
 
     /// Takes points off the list. The logs behind each of them now follow what lies before it
     /// without a point in between.
-    pub(super) fn drop_points(&mut self, dropped: &[PointId]) {
+    pub(super) fn drop_points(&mut self, dropped: &[PointId], moments: MomentsAround) {
         let is_dropped = |point: &Point| dropped.contains(&point.id);
         let epochs: Vec<Epoch> = self
             .points
@@ -282,6 +305,15 @@ impl Catalogue {
                 .iter_mut()
                 .filter(|log| log.first > dropped && end.is_none_or(|end| log.last <= end));
             joined.for_each(|log| log.settled = false);
+            if moments == MomentsAround::GivenUp && end != Some(dropped) {
+                let mut before = self.points.iter().map(|point| point.epoch);
+                let start = before.rfind(|&epoch| epoch < dropped);
+                let around = |log: &&mut LogEntry| {
+                    Some(log.first) > start && end.is_none_or(|end| log.last <= end)
+                };
+                let around = self.logs.iter_mut().filter(around);
+                around.for_each(|log| log.order = LogOrder::AsRead);
+            }
         }
     }
 
@@ -308,6 +340,9 @@ impl Catalogue {
                     "epoch {} expected, log {} holds another",
                     next, log.log
                 ));
+            }
+            if log.in_order().is_some() && log.first != log.last {
+                return Some(format!("log {} of several epochs is in order", log.log));
             }
             next = log.last.next();
         }

@@ -4,6 +4,7 @@
 //! A block that cannot be read is unknown until a later epoch writes it anew: that names
 //! exactly the points that are damaged.
 
+use hrl_format::record::Root;
 use hrl_format::units::{ByteLen, ByteOffset, Extent};
 
 use super::catalogue::{Catalogue, Point};
@@ -81,7 +82,7 @@ impl VolumeReader {
             followed.read(&mut reader, run, steps);
         }
         match (
-            followed.state(reader.point()),
+            followed.state(reader.state().root()),
             self.tag_fault(catalogue, point),
         ) {
             (PointState::Proved | PointState::Readable, Some(fault)) => {
@@ -217,8 +218,8 @@ impl Followed {
         Ok(())
     }
 
-    fn state(&mut self, point: &Point) -> PointState {
-        match (self.table.root(), point.root) {
+    fn state(&mut self, root: Option<Root>) -> PointState {
+        match (self.table.root(), root) {
             (None, _) => {
                 let why = self.unreadable.as_ref().map(ToString::to_string);
                 PointState::Damaged(why.unwrap_or_else(|| "a block cannot be read".to_owned()))

@@ -15,7 +15,8 @@ use hrl_format::id::LogId;
 use hrl_format::record::Record;
 use hrl_format::units::{ByteLen, ByteOffset, Extent, Timestamp};
 use hrl_format::{
-    ExtentKind, Gather, Log, LogHeader, LogWriter, Overlay, Piece, Seal, SealProof, SourceNumber,
+    ExtentKind, Gather, Log, LogHeader, LogWriter, Overlay, Piece, RecordOrder, Seal, SealProof,
+    SourceNumber,
 };
 
 use super::catalogue::LogEntry;
@@ -161,6 +162,7 @@ impl VolumeWriter {
                 log: id,
                 stands_for: Some(first.log.header().chain_end(first.log.seal().digest)),
                 created: Timestamp::now(),
+                order: RecordOrder::AsRead,
                 ..first.log.header().clone()
             };
             let begun = LogWriter::create(out, header.clone(), &options, key.as_ref());

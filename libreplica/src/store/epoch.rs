@@ -6,11 +6,12 @@ use std::io::BufWriter;
 use hrl_format::id::LogId;
 use hrl_format::record::{Record, Tag};
 use hrl_format::units::{ByteLen, Epoch, Sequence, Timestamp, VolumeSize};
-use hrl_format::{LogHeader, LogOptions, LogWriter, Seal, VolumeKey};
+use hrl_format::{LogHeader, LogOptions, LogWriter, RecordOrder, Seal, VolumeKey};
 
 use super::durable::{self, StoreFile};
 use super::layout::{LogName, VolumeFolder};
 use super::lease;
+use super::moment::{InOrder, LogOrder};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// Frames are gathered until they are this long; longer ones go to the file as they are.
@@ -34,6 +35,8 @@ pub struct EpochLog {
     /// How many bytes of the volume it says something about, at most.
     covers: ByteLen,
     size: VolumeSize,
+    /// When its first and its last record completed.
+    times: Option<(Timestamp, Timestamp)>,
 }
 
 /// A sealed and synced log that still lies in `incoming/`.
@@ -43,6 +46,7 @@ pub(super) struct SealedEpoch {
     pub(super) tags: Vec<Tag>,
     pub(super) name: LogName,
     pub(super) covers: ByteLen,
+    pub(super) order: LogOrder,
 }
 
 const APPEND: &str = "append to the log";
@@ -67,6 +71,7 @@ impl EpochLog {
             tags: Vec::new(),
             covers: ByteLen::ZERO,
             size: header.volume_size,
+            times: None,
         };
         let writer = LogWriter::create(file, header, options, key);
         epoch.writer = Some(writer.map_err(|e| Error::log("begin a log", e).path(path))?);
@@ -87,6 +92,11 @@ impl EpochLog {
     pub fn bytes(&self) -> ByteLen {
         let written = self.writer.as_ref().map(LogWriter::bytes_written);
         ByteLen::new(written.unwrap_or(0))
+    }
+
+    /// How many records it has so far; the last one's number is one less.
+    pub fn records(&self) -> u64 {
+        self.writer.as_ref().map_or(0, LogWriter::records)
     }
 
     /// Whether it ends in a recovery point, so that nothing but another one may follow.
@@ -122,6 +132,11 @@ impl EpochLog {
             lease::explain_full(&self.folder, Error::log(APPEND, e).path(path))
         })?;
         self.note(record);
+        let last = self.writer()?.last_time();
+        self.times = last.map(|last| match self.times {
+            Some((first, before)) => (first, before.max(last)),
+            None => (last, last),
+        });
         Ok(sequence)
     }
 
@@ -140,6 +155,19 @@ impl EpochLog {
         self.covers = ByteLen::new(self.covers.get().saturating_add(covered));
     }
 
+    /// What the catalogue is to say of the order of the records.
+    fn order(&mut self, header: &LogHeader) -> Result<LogOrder> {
+        let (from, to) = self.times.unwrap_or((header.created, header.created));
+        Ok(match header.order {
+            RecordOrder::AsRead => LogOrder::AsRead,
+            RecordOrder::AsCompleted => LogOrder::AsCompleted(InOrder {
+                records: self.writer()?.records(),
+                from: from.min(header.created),
+                to,
+            }),
+        })
+    }
+
     fn writer(&mut self) -> Result<&mut LogWriter<BufWriter<StoreFile>>> {
         let gone = || Error::new(ErrorKind::State, APPEND).detail("the log is sealed");
         self.writer.as_mut().ok_or_else(gone)
@@ -150,6 +178,7 @@ impl EpochLog {
         const SEAL: &str = "seal the log";
         let path = self.folder.incoming_log(&self.name);
         let header = self.writer()?.header().clone();
+        let order = self.order(&header)?;
         let gone = || Error::new(ErrorKind::State, SEAL).detail("the log is sealed");
         let writer = self.writer.take().ok_or_else(gone)?;
         let sealed = writer.seal().map_err(|e| Error::log(SEAL, e).path(&path));
@@ -170,6 +199,7 @@ impl EpochLog {
             tags: std::mem::take(&mut self.tags),
             name: self.name,
             covers: self.covers,
+            order,
         })
     }
 }

@@ -8,6 +8,7 @@ use hrl_format::{LogHeader, Seal};
 
 use super::catalogue::{Catalogue, LogEntry, LogLink, Point};
 use super::epoch::SealedEpoch;
+use super::moment::LogOrder;
 use crate::error::{Error, ErrorKind, Result};
 
 const INGEST: &str = "take a log into the store";
@@ -81,7 +82,10 @@ fn check_place(catalogue: &Catalogue, header: &LogHeader) -> Result<(), String> 
 
 /// What an ingested log adds to the catalogue.
 pub(super) fn added(catalogue: &Catalogue, log: &SealedEpoch) -> Result<(LogEntry, Vec<Point>)> {
-    let entry = entry_of(&log.header, &log.seal, log.covers);
+    let entry = LogEntry {
+        order: log.order,
+        ..entry_of(&log.header, &log.seal, log.covers)
+    };
     let mut points: Vec<Point> = Vec::new();
     for tag in &log.tags {
         let known = catalogue.point(tag.id).is_some() || points.iter().any(|p| p.id == tag.id);
@@ -98,7 +102,8 @@ pub(super) fn added(catalogue: &Catalogue, log: &SealedEpoch) -> Result<(LogEntr
     Ok((entry, points))
 }
 
-/// What the catalogue says of a log that says something about `covers` bytes of the volume.
+/// What the catalogue says of a log that says something about `covers` bytes of the volume, and
+/// of which only the end is of interest.
 pub(super) fn entry_of(header: &LogHeader, seal: &Seal, covers: ByteLen) -> LogEntry {
     let stands_for = header.stands_for.and_then(|end| {
         let seal = end.seal?;
@@ -113,6 +118,7 @@ pub(super) fn entry_of(header: &LogHeader, seal: &Seal, covers: ByteLen) -> LogE
         size: seal.volume_size,
         bytes: seal.file_len,
         covers,
+        order: LogOrder::AsRead,
         settled: false,
     }
 }

@@ -2,8 +2,10 @@
 //! said which layer each byte comes from, in the order of the volume and without reading a byte
 //! of data.
 
-use hrl_format::units::{ByteLen, ByteOffset, Extent, VolumeSize};
-use hrl_format::{ExtentKind, IndexStream, Overlay, Piece, VolumeKey};
+use hrl_format::units::{ByteLen, ByteOffset, Extent, Sequence, VolumeSize};
+use hrl_format::{
+    ExtentKind, IndexEntry, IndexStream, Overlay, Piece, Prefix, PrefixEntries, VolumeKey,
+};
 
 use super::base::BaseReader;
 use super::catalogue::{Catalogue, LogEntry};
@@ -11,10 +13,12 @@ use super::layout::VolumeFolder;
 use super::sources::{LogFile, StoredLog, open_chain};
 use crate::error::{Error, Result};
 
-/// The base and the logs up to one epoch.
+/// The base and the logs up to one epoch, or to one of its records.
 pub(super) struct Layers {
     /// The oldest first.
     pub(super) logs: Vec<StoredLog>,
+    /// What counts of the last one, if not all of it does.
+    until: Option<Prefix>,
     /// Below them; zeroes if there is none.
     pub(super) base: Option<BaseReader>,
     /// How large the volume is at the end of the last log.
@@ -53,17 +57,37 @@ impl Layers {
             Some(_) => None,
         };
         let logs = open_chain(folder, logs, key)?;
-        Ok(Self { logs, base, size })
+        Ok(Self {
+            logs,
+            until: None,
+            base,
+            size,
+        })
+    }
+
+    /// Leaves out what the last log says behind this record.
+    pub(super) fn cut_behind(&mut self, last: Sequence) -> Result<()> {
+        let Some(log) = self.logs.last() else {
+            return Ok(());
+        };
+        let until = log.log.index_until(last);
+        self.until = Some(until.map_err(|e| log.error(INDEX, e))?);
+        Ok(())
     }
 
     /// What `extent` is made of, in order and without a gap.
     pub(super) fn spans(&self, extent: Extent) -> Result<Spans<'_>> {
         let extent = extent.intersect(self.size.extent()).unwrap_or_default();
         let mut indexes = Vec::with_capacity(self.logs.len());
-        for log in &self.logs {
+        let (whole, cut) = match &self.until {
+            Some(until) => (self.logs.len().saturating_sub(1), Some(until)),
+            None => (self.logs.len(), None),
+        };
+        for log in &self.logs[..whole] {
             let index = log.log.index_in(extent);
-            indexes.push(index.map_err(|e| log.error(INDEX, e))?);
+            indexes.push(Index::Sealed(index.map_err(|e| log.error(INDEX, e))?));
         }
+        indexes.extend(cut.map(|until| Index::Prefix(until.entries_in(extent))));
         Ok(Spans {
             layers: self,
             overlay: Overlay::new(indexes, self.size),
@@ -77,10 +101,29 @@ impl Layers {
 
 const INDEX: &str = "read the index of a log";
 
+/// What a log says about a part of the volume.
+enum Index<'a> {
+    /// All of it.
+    Sealed(IndexStream<&'a LogFile>),
+    /// Its first records.
+    Prefix(PrefixEntries<'a>),
+}
+
+impl Iterator for Index<'_> {
+    type Item = hrl_format::Result<IndexEntry>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Self::Sealed(entries) => entries.next(),
+            Self::Prefix(entries) => entries.next().map(Ok),
+        }
+    }
+}
+
 /// The spans of an extent. After an error it ends.
 pub(super) struct Spans<'a> {
     layers: &'a Layers,
-    overlay: Overlay<IndexStream<&'a LogFile>>,
+    overlay: Overlay<Index<'a>>,
     /// The next piece of a log, if it was fetched: it may lie behind a gap.
     next: Option<Piece>,
     at: ByteOffset,

@@ -1,6 +1,7 @@
 //! Leases: whoever reads a point holds shared locks on two files, with or without a daemon, and
 //! without the right to write to the store. One is the point's: while it is held the
-//! point is not dropped, and so nothing is folded past it. The other is the view's: while it
+//! point is not dropped, and so nothing is folded past it; whoever reads a moment between points
+//! holds that of the last one before. The other is the view's: while it
 //! is held no log that the view needs is deleted.
 //!
 //! The writer makes both files before it lists the point or the view. A reader locks, then
@@ -15,12 +16,14 @@ use std::io;
 use std::path::Path;
 
 use hrl_format::id::PointId;
+use hrl_format::units::Epoch;
 
 use super::catalogue::{Catalogue, View};
 use super::catalogue_file;
 use super::durable::{self, StoreFile, advise};
 use super::layout::VolumeFolder;
 use super::lock::FileLock;
+use super::state::no_such_moment;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 const TAKE: &str = "take a lease";
@@ -40,6 +43,8 @@ pub(super) enum Wanted {
     View,
     /// The same, and one point.
     Point(PointId),
+    /// The same, and the point that holds the moments of an epoch: the newest before it.
+    Moment(Epoch),
 }
 
 impl Lease {
@@ -51,22 +56,28 @@ impl Lease {
     pub(super) fn take(folder: &VolumeFolder, wanted: Wanted) -> Result<(Self, Catalogue)> {
         // Each round is lost only to a fold that ended right then; folds take far longer.
         for _ in 0..100 {
-            let view = catalogue_file::load(folder)?.catalogue.view;
+            let before = catalogue_file::load(folder)?.catalogue;
+            let view = before.view;
+            let point = wanted.point(folder, &before)?;
             let Some(view_lock) = share_view(folder, view)? else {
                 continue;
             };
-            let point_lock = match wanted {
-                Wanted::View => None,
-                Wanted::Point(id) => match share_point(folder, id)? {
-                    Some(lock) => Some(lock),
-                    None => continue,
+            let point_lock = match point {
+                None => None,
+                Some(id) => match share_point(folder, id) {
+                    Ok(Some(lock)) => Some(lock),
+                    Ok(None) => continue,
+                    // Just dropped; an older point may hold the moment still.
+                    Err(e) if e.kind() == ErrorKind::NotFound && wanted.is_moment() => continue,
+                    Err(e) => return Err(e),
                 },
             };
             let catalogue = catalogue_file::load(folder)?.catalogue;
-            if let Wanted::Point(id) = wanted
-                && catalogue.point(id).is_none()
-            {
-                return Err(no_such_point(folder, id));
+            let listed = point.is_none_or(|id| catalogue.point(id).is_some());
+            match wanted {
+                Wanted::Point(id) if !listed => return Err(no_such_point(folder, id)),
+                Wanted::Moment(_) if !listed => continue,
+                _ => {}
             }
             if catalogue.view == view {
                 let lease = Self {
@@ -80,6 +91,28 @@ impl Lease {
             .path(folder.leases())
             .detail("the store is being changed")
             .advice("try again"))
+    }
+}
+
+impl Wanted {
+    const fn is_moment(self) -> bool {
+        matches!(self, Self::Moment(_))
+    }
+
+    /// Which point's file is to be locked.
+    fn point(self, folder: &VolumeFolder, catalogue: &Catalogue) -> Result<Option<PointId>> {
+        match self {
+            Self::View => Ok(None),
+            Self::Point(id) => Ok(Some(id)),
+            Self::Moment(epoch) => {
+                let mut points = catalogue.points.iter().rev();
+                let holding = points.find(|point| point.epoch < epoch);
+                holding.map(|point| Some(point.id)).ok_or_else(|| {
+                    let why = format!("no recovery point lies before epoch {epoch}");
+                    no_such_moment(folder, catalogue, why)
+                })
+            }
+        }
     }
 }
 

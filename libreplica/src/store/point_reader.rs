@@ -1,12 +1,12 @@
-//! A recovery point, open for reading: at any place, or all of it in order. Nothing is prepared
-//! or copied: each read finds its bytes through the indexes of the logs.
+//! A recovery point, or a moment between two, open for reading: at any place, or all of it in
+//! order. Nothing is prepared or copied: each read finds its bytes through the indexes of the logs.
 
 use hrl_format::units::{ByteLen, ByteOffset, Extent};
 
-use super::catalogue::Point;
 use super::frames::Frames;
 use super::layers::{Layers, Origin, Span};
 use super::lease::Lease;
+use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What is found out at once where a read hits: the spans of so much of the volume.
@@ -18,13 +18,13 @@ pub(super) const PART: usize = 4 << 20;
 /// Zeroes shorter than this are streamed with the data around them.
 const SHORTEST_ZEROES: u64 = 64 << 10;
 
-/// A recovery point, open for reading. While it lives the point is leased: retention neither
-/// drops it nor takes away what it is made of.
+/// A recovery point, or a moment between two, open for reading. While it lives it is leased:
+/// retention neither drops it nor takes away what it is made of.
 ///
-/// Made by [`VolumeReader::open_point`](super::VolumeReader::open_point).
+/// Made by [`VolumeReader::open`](super::VolumeReader::open).
 pub struct PointReader {
     _lease: Lease,
-    point: Point,
+    state: State,
     layers: Layers,
     frames: Frames,
     windows: Vec<Window>,
@@ -65,10 +65,10 @@ pub(super) enum Part<'a> {
 }
 
 impl PointReader {
-    pub(super) fn new(lease: Lease, point: Point, layers: Layers) -> Self {
+    pub(super) fn new(lease: Lease, state: State, layers: Layers) -> Self {
         Self {
             _lease: lease,
-            point,
+            state,
             layers,
             frames: Frames::default(),
             windows: Vec::new(),
@@ -76,9 +76,9 @@ impl PointReader {
         }
     }
 
-    /// The point.
-    pub fn point(&self) -> &Point {
-        &self.point
+    /// What is open.
+    pub fn state(&self) -> &State {
+        &self.state
     }
 
     /// Fills `buffer` with what the volume held from `offset` on.
@@ -88,14 +88,14 @@ impl PointReader {
     /// not hold what it must; what the system refuses.
     pub fn read_at(&mut self, offset: ByteOffset, buffer: &mut [u8]) -> Result<()> {
         let wanted = Extent::new(offset, ByteLen::new(buffer.len() as u64))
-            .filter(|wanted| wanted.end().get() <= self.point.size.get());
+            .filter(|wanted| wanted.end().get() <= self.state.size().get());
         let Some(wanted) = wanted else {
             return Err(Error::new(ErrorKind::Invalid, "read a recovery point")
                 .offset(offset)
                 .detail(format!(
                     "{} bytes there end past the volume's {}",
                     buffer.len(),
-                    self.point.size
+                    self.state.size()
                 )));
         };
         let mut rest = wanted;
@@ -126,7 +126,7 @@ impl PointReader {
             self.windows[known].used = self.uses;
             return Ok(known);
         }
-        let end = (start.get().saturating_add(WINDOW)).min(self.point.size.get());
+        let end = (start.get().saturating_add(WINDOW)).min(self.state.size().get());
         let extent = Extent::between(start, ByteOffset::new(end));
         let spans = self.layers.spans(extent)?.collect::<Result<Vec<_>>>()?;
         let window = Window {
@@ -149,7 +149,7 @@ impl PointReader {
     /// # Errors
     /// Those of reading the indexes, also of each item.
     pub fn pieces(&self) -> Result<impl Iterator<Item = Result<PointPiece>> + '_> {
-        let spans = self.layers.spans(self.point.size.extent())?;
+        let spans = self.layers.spans(self.state.size().extent())?;
         Ok(spans.map(|span| {
             let Span { extent, origin } = span?;
             let kind = match origin {
@@ -163,7 +163,7 @@ impl PointReader {
     /// All of the volume in order: data in parts of at most [`PART`], and stretches of zeroes.
     pub(super) fn stream(&mut self, mut each: impl FnMut(Part<'_>) -> Result<()>) -> Result<()> {
         let mut buffer = Vec::with_capacity(PART);
-        for span in self.layers.spans(self.point.size.extent())? {
+        for span in self.layers.spans(self.state.size().extent())? {
             let mut rest = Some(span?);
             while let Some(span) = rest {
                 let len = span.extent.len();

@@ -11,21 +11,26 @@ use super::folder::Store;
 use super::layers::Layers;
 use super::layout::VolumeFolder;
 use super::lease::{Lease, Wanted, no_such_point};
+use super::moment::Moment;
 use super::point_reader::PointReader;
 use super::sources::{OpenFiles, open_log};
+use super::state::State;
 use super::writer::{check_key, key_missing};
 use crate::error::{Error, ErrorKind, Result};
 use crate::time::rfc3339;
 
-/// Which recovery point is meant.
+/// Which recovery point is meant, or which state between two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PointSelector {
     /// The one of this id.
     Id(PointId),
     /// The newest.
     Latest,
-    /// The newest that is not younger than this.
+    /// The newest that is not younger than this. As a [`State`](super::State): the state after
+    /// the last record that had completed by then, where logs are in order.
     AtOrBefore(Timestamp),
+    /// This moment between points.
+    Moment(Moment),
 }
 
 /// A volume of a store, for reading. Any number of them may read while one process writes.
@@ -92,10 +97,10 @@ impl VolumeReader {
         Ok(points)
     }
 
-    /// The point that is meant.
+    /// The point that is meant. Moments between points are had by [`VolumeReader::state`].
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] if there is none.
+    /// [`ErrorKind::NotFound`] if there is none, or a moment is no point.
     pub fn point(&self, selector: PointSelector) -> Result<Point> {
         const FIND: &str = "find the recovery point";
         let catalogue = self.catalogue()?;
@@ -113,6 +118,13 @@ impl VolumeReader {
                 let found = newest_first.find(|point| point.time <= time);
                 (found, format!("none is as old as {}", rfc3339(time)))
             }
+            PointSelector::Moment(moment) => match self.state(selector)? {
+                State::Point(point) => return Ok(point),
+                State::Moment(state) => match state.point {
+                    Some(point) => return Ok(point),
+                    None => (None, format!("there is none at {moment}")),
+                },
+            },
         };
         let none = || {
             Error::new(ErrorKind::NotFound, FIND)
@@ -147,11 +159,11 @@ impl VolumeReader {
         let logs = logs_up_to(&catalogue, &point);
         let key = self.key.as_ref();
         let layers = Layers::open(&self.folder, &catalogue, logs, point.size, key)?;
-        Ok(PointReader::new(lease, point, layers))
+        Ok(PointReader::new(lease, State::Point(point), layers))
     }
 
     /// Fills in what an encrypted volume's catalogue leaves out.
-    fn reveal(&self, catalogue: &Catalogue, point: &mut Point) -> Result<()> {
+    pub(super) fn reveal(&self, catalogue: &Catalogue, point: &mut Point) -> Result<()> {
         let Some(key) = &self.key else { return Ok(()) };
         let log = catalogue.logs.iter().find(|log| log.last == point.epoch);
         let Some(entry) = log else { return Ok(()) };

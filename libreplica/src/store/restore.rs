@@ -6,13 +6,12 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 
-use hrl_format::id::PointId;
 use hrl_format::units::{ByteLen, ByteOffset, Extent};
 
-use super::catalogue::Point;
 use super::output::{Image, Overwrite, Progress, Target, refuse_store};
 use super::point_reader::{PART, Part, PointReader};
 use super::reader::VolumeReader;
+use super::state::{State, StateId};
 use crate::digest::{LeafFunction, RootBuilder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
@@ -43,8 +42,8 @@ impl RestoreOptions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Restored {
-    /// The point.
-    pub point: Point,
+    /// What.
+    pub state: State,
     /// How much of it was data, in bytes; the rest is zeroes.
     pub data: ByteLen,
     /// Whether it was proved to be what was captured.
@@ -56,30 +55,30 @@ pub struct Restored {
 pub enum RestoreProof {
     /// The root of the digest tree, computed from all of it, is the point's.
     Root,
-    /// The point carries no root. The checksums of the logs held; those of a raw base do not exist.
+    /// It is no point, or one that carries no root. The checksums of the logs held; those of a raw base do not exist.
     None,
 }
 
 impl VolumeReader {
-    /// Restores a point to `output`: a file, which becomes sparse, or a block device, of which as
+    /// Restores a point, or a moment between two, to `output`: a file, which becomes sparse, or a block device, of which as
     /// much is written as the volume is large. `progress` is called some times a second.
     ///
     /// # Errors
-    /// Those of [`VolumeReader::open_point`]. [`ErrorKind::Exists`] if the output is there and may not be
+    /// Those of [`VolumeReader::open`]. [`ErrorKind::Exists`] if the output is there and may not be
     /// replaced; [`ErrorKind::Busy`] if it is in use; [`ErrorKind::Invalid`] if it is too small, has
     /// larger sectors, or lies within a store, whichever that is; [`ErrorKind::Full`]. [`ErrorKind::Damaged`] if the point's root, or a checksum
     /// on the way, is not what it must be. A file appears only if all went well.
     pub fn restore(
         &self,
-        point: PointId,
+        state: impl Into<StateId>,
         output: &Path,
         options: &RestoreOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Restored> {
         refuse_store(output)?;
-        let mut reader = self.open_point(point)?;
+        let mut reader = self.open(state)?;
         let geometry = Geometry {
-            size: reader.point().size,
+            size: reader.state().size(),
             ..self.catalogue()?.geometry()
         };
         let image = Image {
@@ -91,8 +90,8 @@ impl VolumeReader {
         let mut sink = Sink {
             target: &target,
             root: reader
-                .point()
-                .root
+                .state()
+                .root()
                 .map(|_| RootBuilder::new(geometry, leaves)),
             at: ByteOffset::ZERO,
             data: 0,
@@ -109,20 +108,19 @@ impl VolumeReader {
                 return Err(error);
             }
         };
-        let point = reader.point().clone();
-        if root != point.root {
+        let state = reader.state().clone();
+        if root != state.root() {
             return Err(Error::new(ErrorKind::Damaged, RESTORE)
                 .path(target.path())
                 .detail(format!(
-                    "point {} is not what was captured: its root differs",
-                    point.id
+                    "{state} is not what was captured: its root differs"
                 ))
                 .advice("the damaged copy was left there; `replica store check` finds the cause"));
         }
         target.finish()?;
         Ok(Restored {
             proof: root.map_or(RestoreProof::None, |_| RestoreProof::Root),
-            point,
+            state,
             data,
         })
     }

@@ -4,6 +4,7 @@
 use hrl_format::id::PointId;
 use hrl_format::units::Timestamp;
 
+use super::catalogue::MomentsAround;
 use super::durable;
 use super::lease;
 use super::writer::VolumeWriter;
@@ -22,7 +23,8 @@ pub struct Retained {
 
 impl VolumeWriter {
     /// Drops the points that `policy` does not keep at `now`: never the newest, never one
-    /// that is being read. Durable when it returns. [`VolumeWriter::fold_step`] gives back the room.
+    /// that is being read. The moments between a dropped point and its neighbours cannot be had
+    /// any more. Durable when it returns. [`VolumeWriter::fold_step`] gives back the room.
     ///
     /// # Errors
     /// The system's; the points are then as before.
@@ -46,12 +48,13 @@ impl VolumeWriter {
                 None => retained.leased.push(id),
             }
         }
-        self.unlist(&retained.dropped)?;
+        self.unlist(&retained.dropped, MomentsAround::GivenUp)?;
         Ok(retained)
     }
 
     /// Takes back one point, the newest or any other; for a point whose group did not come about,
-    /// or by an operator's wish. Its log and what that brought stay. Durable when it returns.
+    /// or by an operator's wish. Its log and what that brought stay, also as moments. Durable when
+    /// it returns.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] if somebody reads the point now, which then
@@ -69,16 +72,16 @@ impl VolumeWriter {
                 .detail(format!("somebody reads point {id}"))
                 .advice("`lsof` of that file names who; try again when they have ended"));
         };
-        self.unlist(&[id])
+        self.unlist(&[id], MomentsAround::Kept)
     }
 
     /// Takes points off the catalogue, which no reader must hold.
-    fn unlist(&mut self, points: &[PointId]) -> Result<()> {
+    fn unlist(&mut self, points: &[PointId], moments: MomentsAround) -> Result<()> {
         if points.is_empty() {
             return Ok(());
         }
         let mut next = self.catalogue.clone();
-        next.drop_points(points);
+        next.drop_points(points, moments);
         self.save(next)
             .map_err(|e| lease::explain_full(&self.folder, e))?;
         for id in points {

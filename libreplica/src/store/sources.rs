@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hrl_format::units::FileOffset;
-use hrl_format::{Log, ReadAt, VolumeKey};
+use hrl_format::{Log, ReadAt, RecordOrder, VolumeKey};
 
 use super::catalogue::LogEntry;
 use super::durable::damaged;
@@ -109,6 +109,13 @@ pub(super) fn open_log(
     }
     if log.seal().digest != entry.seal {
         let why = "its seal is not the one that the catalogue names";
+        return Err(damaged(OPEN, &path, why));
+    }
+    let records = Some(log.seal().records).filter(|_| header.order == RecordOrder::AsCompleted);
+    if let Some(listed) = entry.in_order()
+        && records != Some(listed.records)
+    {
+        let why = "its records are not in order, or not as many as the catalogue says";
         return Err(damaged(OPEN, &path, why));
     }
     Ok(StoredLog { log, path })

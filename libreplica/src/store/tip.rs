@@ -2,15 +2,14 @@
 //! writer's own driver compares its source with, and makes its digest tree from. Nobody
 //! restores from here.
 
-use hrl_format::id::PointId;
-use hrl_format::record::Consistency;
-use hrl_format::units::{ByteLen, ByteOffset, Epoch, Extent, Timestamp};
+use hrl_format::units::{ByteOffset, Epoch, Extent, Timestamp};
 
-use super::catalogue::Point;
 use super::layers::Layers;
 use super::lease::{Lease, Wanted};
+use super::moment::Moment;
 use super::point_reader::PointReader;
 use super::sources::{OpenFiles, open_log};
+use super::state::{MomentState, State};
 use super::writer::VolumeWriter;
 use crate::error::{Error, Result};
 
@@ -37,17 +36,16 @@ impl VolumeWriter {
         let (lease, catalogue) = Lease::take(&self.folder, Wanted::View)?;
         let (logs, size) = (&catalogue.logs, catalogue.size);
         let layers = Layers::open(&self.folder, &catalogue, logs, size, self.key.as_ref())?;
-        let here = Point {
-            id: PointId::NIL,
-            epoch: catalogue.last_epoch(),
+        let here = MomentState {
+            moment: Moment {
+                epoch: catalogue.last_epoch().next(),
+                after: None,
+            },
             time: Timestamp::now(),
-            consistency: Consistency::Crash,
-            label: String::new(),
-            group: None,
-            root: None,
             size,
-            bytes: ByteLen::ZERO,
+            point: None,
         };
+        let here = State::Moment(here);
         Ok(TipReader(PointReader::new(lease, here, layers)))
     }
 

@@ -3,7 +3,7 @@
 
 use hrl_format::id::{LogId, PointId, VolumeId};
 use hrl_format::units::{ByteLen, Epoch, Timestamp};
-use hrl_format::{Compression, EpochRange, LogHeader, LogOptions, VolumeKey};
+use hrl_format::{Compression, EpochRange, LogHeader, LogOptions, RecordOrder, VolumeKey};
 
 use super::baseline::Baseline;
 use super::catalogue::{Catalogue, Point};
@@ -220,12 +220,22 @@ impl VolumeWriter {
         Baseline::begin(self)
     }
 
-    /// Begins the next epoch. One at a time: only the first that is committed follows the
-    /// catalogue as it is now.
+    /// Begins the next epoch, of records that were read some time after they changed. One at a
+    /// time: only the first that is committed follows the catalogue as it is now.
     ///
     /// # Errors
     /// [`ErrorKind::State`] before the first full copy; what the system refuses.
     pub fn begin_epoch(&self) -> Result<EpochLog> {
+        self.begin_epoch_in(RecordOrder::AsRead)
+    }
+
+    /// Begins the next epoch, as [`VolumeWriter::begin_epoch`] does. With
+    /// [`RecordOrder::AsCompleted`] the caller promises what that says of the records that will
+    /// be appended; each of them is a moment that can be restored once the epoch is committed.
+    ///
+    /// # Errors
+    /// As [`VolumeWriter::begin_epoch`].
+    pub fn begin_epoch_in(&self, order: RecordOrder) -> Result<EpochLog> {
         self.usable()?;
         check_key_given(&self.catalogue, self.key.as_ref())?;
         if self.catalogue.base.is_none() {
@@ -233,12 +243,16 @@ impl VolumeWriter {
                 .volume(self.catalogue.volume)
                 .detail("the volume has no first full copy yet"));
         }
-        let begun = self.begin_log(&self.catalogue);
+        let begun = self.begin_log(&self.catalogue, order);
         begun.map_err(|e| lease::explain_full(&self.folder, e))
     }
 
     /// The header of the log that follows `catalogue`.
-    pub(super) fn next_header(&self, catalogue: &Catalogue) -> Result<LogHeader> {
+    pub(super) fn next_header(
+        &self,
+        catalogue: &Catalogue,
+        order: RecordOrder,
+    ) -> Result<LogHeader> {
         let log =
             LogId::random().map_err(|e| Error::new(ErrorKind::Io, "begin a log").source(e))?;
         let head = catalogue.head();
@@ -250,6 +264,7 @@ impl VolumeWriter {
             volume: catalogue.volume,
             generation: catalogue.generation.generation(),
             epochs: EpochRange::single(catalogue.last_epoch().next()),
+            order,
             block: catalogue.block,
             sector: catalogue.sector,
             volume_size: catalogue.size,
@@ -258,8 +273,8 @@ impl VolumeWriter {
         })
     }
 
-    pub(super) fn begin_log(&self, catalogue: &Catalogue) -> Result<EpochLog> {
-        let header = self.next_header(catalogue)?;
+    pub(super) fn begin_log(&self, catalogue: &Catalogue, order: RecordOrder) -> Result<EpochLog> {
+        let header = self.next_header(catalogue, order)?;
         EpochLog::create(&self.folder, header, &self.options, self.key.as_ref())
     }
 

@@ -237,7 +237,7 @@ fn nothing_is_folded_past_a_point_that_is_read() {
         assert!(steps["merged"] > 0, "{steps:?}");
         let logs = &writer.catalogue().logs;
         assert!(logs.len() <= 5, "{} logs", logs.len());
-        let read = held.point().epoch;
+        let read = held.state().point().unwrap().epoch;
         let base = writer.catalogue().base.unwrap().epoch;
         assert!(base <= read);
         assert!(logs.iter().all(|log| log.last <= read || log.first > read));
@@ -261,8 +261,8 @@ fn change_some(history: &mut History, writer: &mut VolumeWriter) {
 }
 
 fn read_again(history: &History, held: &PointReader) -> Vec<u8> {
-    let mut again = history.reader().open_point(held.point().id).unwrap();
-    let mut bytes = vec![0; held.point().size.get() as usize];
+    let mut again = history.reader().open(held.state().id()).unwrap();
+    let mut bytes = vec![0; held.state().size().get() as usize];
     again.read_at(Default::default(), &mut bytes).unwrap();
     bytes
 }

@@ -7,6 +7,7 @@ mod damage;
 mod fold;
 mod folder;
 mod model;
+mod moments;
 mod place;
 mod power;
 mod random;

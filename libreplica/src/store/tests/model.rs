@@ -7,6 +7,7 @@ use hrl_format::id::PointId;
 use hrl_format::record::{Consistency, Record, Root, Tag};
 use hrl_format::units::{ByteLen, ByteOffset, Extent, Timestamp, VolumeSize};
 
+use super::moments::KnownMoment;
 use super::random::Random;
 use super::{Scratch, geometry};
 use crate::digest::{LeafFunction, RootBuilder};
@@ -32,6 +33,8 @@ pub(super) struct Known {
 pub(super) struct Model {
     pub(super) image: Vec<u8>,
     pub(super) points: Vec<Known>,
+    /// What could be had between points, whether or not it was given up since.
+    pub(super) moments: Vec<KnownMoment>,
 }
 
 /// A store with one volume, and its model.
@@ -44,6 +47,8 @@ pub(super) struct History {
     /// How long the logs grow that the store makes of its own.
     pub(super) log_bytes: ByteLen,
     clock: i64,
+    /// The moments of the epoch that is being written.
+    pub(super) pending: Vec<KnownMoment>,
 }
 
 /// So short that a few epochs fill a log.
@@ -65,10 +70,12 @@ impl History {
             model: Model {
                 image: vec![0; size as usize],
                 points: Vec::new(),
+                moments: Vec::new(),
             },
             random,
             log_bytes: ByteLen::new(256 << 20),
             clock: 1_000,
+            pending: Vec::new(),
         }
     }
 
@@ -96,6 +103,11 @@ impl History {
         self.store
             .volume(self.volume, self.key.clone())
             .unwrap_err()
+    }
+
+    /// The time of what happened last.
+    pub(super) fn time(&self) -> Timestamp {
+        Timestamp::from_nanos(self.clock * 1_000_000_000)
     }
 
     pub(super) fn now(&mut self) -> Timestamp {
@@ -146,13 +158,14 @@ impl History {
     pub(super) fn fill(&mut self, epoch: &mut EpochLog) {
         for _ in 0..self.random.below(12) {
             self.change(epoch);
+            self.remember(epoch);
         }
         if self.random.below(4) > 0 {
             self.point(epoch);
         }
     }
 
-    fn change(&mut self, epoch: &mut EpochLog) {
+    pub(super) fn change(&mut self, epoch: &mut EpochLog) {
         let time = self.now();
         let extent = self.extent();
         let zeroes = vec![0; extent.len().get() as usize];
@@ -253,15 +266,26 @@ impl History {
     }
 
     pub(super) fn epoch(&mut self, writer: &mut VolumeWriter) {
-        let mut epoch = writer.begin_epoch().unwrap();
+        let order = self.order();
+        let mut epoch = writer.begin_epoch_in(order).unwrap();
         self.fill(&mut epoch);
         let before = writer.catalogue().points.len();
         let committed = writer.commit(epoch).unwrap();
+        self.keep_moments(writer);
         assert_eq!(writer.catalogue().last_epoch(), committed.epoch);
         assert_eq!(
             writer.catalogue().points.len(),
             before + committed.points.len()
         );
+    }
+
+    /// An epoch of which only the end counts, with a point.
+    pub(super) fn epoch_as_read(&mut self, writer: &mut VolumeWriter) {
+        let mut epoch = writer.begin_epoch().unwrap();
+        self.fill(&mut epoch);
+        self.forget();
+        self.point_if_none(&mut epoch);
+        writer.commit(epoch).unwrap();
     }
 
     /// Takes back the point that the last epoch brought, if it did.
@@ -287,10 +311,12 @@ impl History {
         let count = 1 + self.random.below(6);
         let policy = format!("#{count}").parse().unwrap();
         let now = self.now();
+        let before = writer.catalogue().points.clone();
         let retained = writer.retain(&policy, now).unwrap();
         self.model
             .points
             .retain(|known| !retained.dropped.contains(&known.id));
+        self.give_up(&before, &retained.dropped);
         retained.leased
     }
 
@@ -331,10 +357,10 @@ pub(super) fn same(open: &mut PointReader, image: &[u8]) {
     let mut bytes = vec![0xee; image.len()];
     open.read_at(ByteOffset::ZERO, &mut bytes).unwrap();
     if let Some(at) = bytes.iter().zip(image).position(|(a, b)| a != b) {
-        let point = open.point();
+        let state = open.state();
         panic!(
-            "point {} differs at byte {at}: {} not {}",
-            point.id, bytes[at], image[at]
+            "{state} differs at byte {at}: {} not {}",
+            bytes[at], image[at]
         );
     }
     let mut at = ByteOffset::ZERO;
@@ -346,7 +372,7 @@ pub(super) fn same(open: &mut PointReader, image: &[u8]) {
     assert_eq!(at.get() as usize, image.len());
 }
 
-fn cases() -> std::ops::Range<u64> {
+pub(super) fn cases() -> std::ops::Range<u64> {
     let number = |name: &str| std::env::var(name).ok()?.parse().ok();
     let first = number("REPLICA_SEED").unwrap_or(1);
     first..first + number("REPLICA_CASES").unwrap_or(25)
@@ -361,12 +387,12 @@ fn live(seed: u64, key: Option<VolumeKey>) {
     let mut writer = history.writer();
     history.baseline(&mut writer);
     let mut held: Vec<(PointReader, Vec<u8>)> = Vec::new();
+    let mut holding = Vec::new();
     for _ in 0..40 {
-        match history.random.below(11) {
+        match history.random.below(13) {
             0 | 1 => {
                 let leased = history.retain(&mut writer);
-                let is_held = |id: &PointId| held.iter().any(|(open, _)| open.point().id == *id);
-                assert!(leased.iter().all(is_held));
+                assert!(leased.iter().all(|id| holding.contains(id)));
             }
             2 => while writer.fold_step().unwrap() != FoldStep::Nothing {},
             3 => {
@@ -377,8 +403,19 @@ fn live(seed: u64, key: Option<VolumeKey>) {
                 let pick = history.random.below(history.model.points.len() as u64);
                 let known = history.model.points[pick as usize].clone();
                 held.push((history.reader().open_point(known.id).unwrap(), known.image));
+                holding.push(known.id);
             }
-            5 => held.truncate(1),
+            5 => {
+                held.truncate(1);
+                holding.truncate(1);
+            }
+            11 => {
+                if let Some((open, image, point)) = history.hold_a_moment() {
+                    held.push((open, image));
+                    holding.push(point);
+                }
+            }
+            12 => history.check_some_moments(),
             6 => {
                 drop(writer);
                 let mut keeper = history.keeper();
@@ -393,6 +430,7 @@ fn live(seed: u64, key: Option<VolumeKey>) {
                 let mut epoch = writer.begin_epoch().unwrap();
                 let model = history.model.clone();
                 history.fill(&mut epoch);
+                history.forget();
                 history.model = model;
             }
             _ => history.epoch(&mut writer),
@@ -407,6 +445,7 @@ fn live(seed: u64, key: Option<VolumeKey>) {
     }
     while writer.fold_step().unwrap() != FoldStep::Nothing {}
     history.check();
+    history.check_moments();
     restore_all(&history, scratch.path());
     assert!(
         writer.catalogue().retired.is_empty(),
