@@ -61,9 +61,9 @@ pub enum Command {
     Status(StatusArgs),
     /// Make a recovery point now and print its id
     Point(PointArgs),
-    /// List recovery points
+    /// List recovery points, and the windows between them of which any moment can be had
     Points(PointsArgs),
-    /// Restore a recovery point to a file or a device
+    /// Restore a recovery point, or a moment between two, to a file or a device
     Restore(RestoreArgs),
     /// Compare source and image; exit 3 if they differ
     Verify(VerifyArgs),
@@ -240,8 +240,13 @@ pub struct PointsArgs {
 pub struct RestoreArgs {
     /// The volume's name or id
     pub volume: String,
-    /// A point's id, `latest`, or a time (RFC 3339): the newest point at or before it
-    #[arg(long, value_name = "ID|latest|RFC3339")]
+    /// A point's id, `latest`, a time (RFC 3339), or EPOCH:SEQ
+    ///
+    /// A time within a window that `replica points` shows means the state after the last
+    /// write that had completed by then, to the nanosecond; any other time, the newest point
+    /// at or before it. EPOCH:SEQ is the state after exactly that record, numbered as
+    /// `replica log dump` shows it; EPOCH:start the one before the epoch's first.
+    #[arg(long, value_name = "ID|latest|RFC3339|EPOCH:SEQ")]
     pub point: String,
     /// The file or device to write
     #[arg(long, value_name = "PATH")]

@@ -1,12 +1,14 @@
-//! `replica points`: the recovery points, read from the store itself. Without `--store`
-//! the daemon is asked only where that store is.
+//! `replica points`: the recovery points, and the windows between them of which any moment can
+//! be had, read from the store itself. Without `--store` the daemon is asked only where that
+//! store is.
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use hrl_format::id::VolumeId;
 use libreplica::primary::PointSummary;
-use libreplica::store::{Store, VolumeReader};
+use libreplica::store::{Store, VolumeReader, Window};
+use libreplica::time::rfc3339;
 use libreplica::{Error, ErrorKind};
 use serde::Serialize;
 
@@ -15,16 +17,39 @@ use crate::commands::open_store::{Located, locate, read_key, store_path};
 use crate::failure::Failure;
 use crate::output;
 
+/// What can be restored of a volume.
 #[derive(Serialize)]
-struct PointsOutput {
+struct Listing {
     points: Vec<PointSummary>,
+    windows: Vec<WindowSummary>,
+}
+
+/// A stretch of time of which every moment can be restored.
+#[derive(Serialize)]
+struct WindowSummary {
+    from: String,
+    to: String,
+    from_moment: String,
+    to_moment: String,
+}
+
+impl From<&Window> for WindowSummary {
+    fn from(window: &Window) -> Self {
+        Self {
+            from: rfc3339(window.from.time),
+            to: rfc3339(window.to.time),
+            from_moment: window.from.moment.to_string(),
+            to_moment: window.to.moment.to_string(),
+        }
+    }
 }
 
 #[derive(Serialize)]
 struct VolumePoints {
     id: String,
     name: String,
-    points: Vec<PointSummary>,
+    #[serde(flatten)]
+    listing: Listing,
 }
 
 #[derive(Serialize)]
@@ -44,11 +69,11 @@ pub fn run(daemon: &DaemonArgs, args: &PointsArgs) -> Result<ExitCode, Failure> 
 }
 
 fn one(located: &Located, args: &PointsArgs) -> Result<ExitCode, Failure> {
-    let points = summaries(&located.reader)?;
+    let listing = listing(&located.reader)?;
     if args.json {
-        output::json(&PointsOutput { points })?;
+        output::json(&listing)?;
     } else {
-        print_points(&points)?;
+        print(&listing)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -62,11 +87,10 @@ fn all(path: &Path, args: &PointsArgs) -> Result<ExitCode, Failure> {
             Ok(catalogue) => {
                 let key = read_key(args.key_file.as_deref())?.filter(|_| catalogue.key.is_some());
                 let reader = store.volume(entry.id, key)?;
-                let points = summaries(&reader)?;
                 volumes.push(VolumePoints {
                     id: entry.id.to_string(),
                     name: catalogue.name,
-                    points,
+                    listing: listing(&reader)?,
                 });
             }
             Err(error) => damaged = Some(unreadable(entry.id, &error)),
@@ -77,7 +101,7 @@ fn all(path: &Path, args: &PointsArgs) -> Result<ExitCode, Failure> {
     } else {
         for volume in &volumes {
             println!("{}  {}", volume.name, volume.id);
-            print_points(&volume.points)?;
+            print(&volume.listing)?;
         }
         if volumes.is_empty() {
             eprintln!("no volume is in this store");
@@ -94,17 +118,20 @@ fn unreadable(id: VolumeId, source: &Error) -> Error {
         .advice("`replica store check` says what is damaged")
 }
 
-fn summaries(reader: &VolumeReader) -> Result<Vec<PointSummary>, Error> {
-    Ok(reader.points()?.iter().map(PointSummary::from).collect())
+fn listing(reader: &VolumeReader) -> Result<Listing, Error> {
+    Ok(Listing {
+        points: reader.points()?.iter().map(PointSummary::from).collect(),
+        windows: reader.windows()?.iter().map(WindowSummary::from).collect(),
+    })
 }
 
-fn print_points(points: &[PointSummary]) -> std::io::Result<()> {
+fn print(listing: &Listing) -> std::io::Result<()> {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
-    if points.is_empty() {
+    if listing.points.is_empty() {
         return writeln!(out, "  no recovery point yet");
     }
-    for point in points {
+    for point in &listing.points {
         writeln!(
             out,
             "  {}  {:<30}  {:<11}  epoch {:<6} {:>10}  {}",
@@ -114,6 +141,18 @@ fn print_points(points: &[PointSummary]) -> std::io::Result<()> {
             point.epoch,
             output::bytes(point.bytes),
             point.label
+        )?;
+    }
+    for WindowSummary {
+        from,
+        to,
+        from_moment,
+        to_moment,
+    } in &listing.windows
+    {
+        writeln!(
+            out,
+            "  any moment from {from} to {to} ({from_moment} to {to_moment})"
         )?;
     }
     Ok(())

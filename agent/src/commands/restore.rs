@@ -1,12 +1,13 @@
-//! `replica restore`: a point back to a file or a device, from the store itself. Without
+//! `replica restore`: a point, or a moment between two, back to a file or a device, from the
+//! store itself. Without
 //! `--store` the daemon is asked only where that store is.
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use libreplica::primary::{PointSummary, StateDir};
-use libreplica::store::{Overwrite, PointSelector, RestoreOptions, RestoreProof};
-use libreplica::time::parse_rfc3339;
+use libreplica::store::{Overwrite, PointSelector, RestoreOptions, RestoreProof, State};
+use libreplica::time::{parse_rfc3339, rfc3339};
 use libreplica::{Error, ErrorKind};
 use serde::Serialize;
 
@@ -17,7 +18,11 @@ use crate::output::{self, Progress};
 
 #[derive(Serialize)]
 struct RestoreOutput {
-    point: PointSummary,
+    /// Null for a moment that is no point.
+    point: Option<PointSummary>,
+    /// Null unless a moment was asked for, or a time within a window.
+    moment: Option<String>,
+    time: String,
     output: String,
     data_bytes: u64,
     proof: &'static str,
@@ -33,7 +38,7 @@ pub fn run(daemon: &DaemonArgs, args: &RestoreArgs) -> Result<ExitCode, Failure>
         args.store.as_deref(),
         args.key_file.as_deref(),
     )?;
-    let point = located.reader.point(selector(&args.point)?)?;
+    let state = located.reader.state(selector(&args.point)?)?;
     let overwrite = if args.force {
         Overwrite::Replace
     } else {
@@ -43,7 +48,7 @@ pub fn run(daemon: &DaemonArgs, args: &RestoreArgs) -> Result<ExitCode, Failure>
     let mut progress = Progress::start("restoring");
     let restored = located
         .reader
-        .restore(point.id, &output, &options, &mut |at| {
+        .restore(state.id(), &output, &options, &mut |at| {
             progress.update(at.done.get(), at.total.get());
         });
     progress.finish();
@@ -52,10 +57,16 @@ pub fn run(daemon: &DaemonArgs, args: &RestoreArgs) -> Result<ExitCode, Failure>
         RestoreProof::Root => "root",
         RestoreProof::None => "none",
     };
-    let summary = PointSummary::from(&restored.point);
+    let (what, moment) = match &restored.state {
+        State::Point(point) => (point.id.to_string(), None),
+        State::Moment(state) => (state.moment.to_string(), Some(state.moment.to_string())),
+    };
+    let time = rfc3339(restored.state.time());
     if args.json {
         output::json(&RestoreOutput {
-            point: summary,
+            point: restored.state.point().map(PointSummary::from),
+            moment,
+            time,
             output: output.display().to_string(),
             data_bytes: restored.data.get(),
             proof,
@@ -63,19 +74,17 @@ pub fn run(daemon: &DaemonArgs, args: &RestoreArgs) -> Result<ExitCode, Failure>
     } else {
         let proved = match restored.proof {
             RestoreProof::Root => "; its digest is the one captured",
+            RestoreProof::None if restored.state.point().is_none() => {
+                "; between points there is no digest to prove it by"
+            }
             RestoreProof::None => "; the point carries no digest to prove it by",
         };
-        eprintln!(
-            "restored {} of {} to {}{proved}",
-            summary.id,
-            summary.time,
-            output.display()
-        );
+        eprintln!("restored {what} of {time} to {}{proved}", output.display());
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A point's id, `latest`, or a time.
+/// A point's id, `latest`, a moment, or a time.
 fn selector(text: &str) -> Result<PointSelector, Failure> {
     if text == "latest" {
         return Ok(PointSelector::Latest);
@@ -83,12 +92,16 @@ fn selector(text: &str) -> Result<PointSelector, Failure> {
     if let Ok(id) = text.parse() {
         return Ok(PointSelector::Id(id));
     }
+    if let Ok(moment) = text.parse() {
+        return Ok(PointSelector::Moment(moment));
+    }
     parse_rfc3339(text)
         .map(PointSelector::AtOrBefore)
         .map_err(|_| {
             Failure::Usage(format!(
                 "`{text}` is no point: an id as `replica points` lists it, `latest`, \
-             or a time such as 2026-11-21T10:00:00Z expected"
+             a time such as 2026-11-21T10:00:00.25Z, or a moment such as 7:41 \
+             (EPOCH:SEQ) expected"
             ))
         })
 }

@@ -26,6 +26,8 @@ struct NativeStat {
     generation_id: String,
     first_epoch: u64,
     last_epoch: u64,
+    /// `as-read`, or `as-completed` if every record is a moment.
+    order: &'static str,
     block_size: u32,
     sector_size: u32,
     volume_size: u64,
@@ -185,6 +187,7 @@ impl NativeStat {
             generation_id: header.generation.id.to_string(),
             first_epoch: header.epochs.first.get(),
             last_epoch: header.epochs.last.get(),
+            order: header.order.as_str(),
             block_size: header.block.get(),
             sector_size: header.sector.get(),
             volume_size: header.volume_size.get(),
@@ -213,6 +216,7 @@ impl NativeStat {
             "units       blocks of {}, sectors of {}",
             self.block_size, self.sector_size
         );
+        println!("order       {}", self.order);
         println!("created     {}", self.created);
         println!(
             "encryption  {}",
