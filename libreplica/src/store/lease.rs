@@ -109,7 +109,7 @@ impl Wanted {
                 let holding = points.find(|point| point.epoch < epoch);
                 holding.map(|point| Some(point.id)).ok_or_else(|| {
                     let why = format!("no recovery point lies before epoch {epoch}");
-                    no_such_moment(folder, catalogue, why)
+                    no_such_moment(folder, catalogue, &why)
                 })
             }
         }

@@ -282,7 +282,7 @@ fn find<'a>(
     catalogue: &'a Catalogue,
     moment: Moment,
 ) -> Result<(usize, &'a LogEntry, InOrder)> {
-    let refuse = |why: String| Err(no_such_moment(folder, catalogue, why));
+    let refuse = |why: String| Err(no_such_moment(folder, catalogue, &why));
     let epoch = moment.epoch;
     let mut logs = catalogue.logs.iter().enumerate();
     let Some((at, log)) = logs.find(|(_, log)| log.first <= epoch && epoch <= log.last) else {
@@ -309,7 +309,7 @@ fn find<'a>(
 }
 
 /// The error for a moment that cannot be had.
-pub(super) fn no_such_moment(folder: &VolumeFolder, catalogue: &Catalogue, why: String) -> Error {
+pub(super) fn no_such_moment(folder: &VolumeFolder, catalogue: &Catalogue, why: &str) -> Error {
     let windows = catalogue.windows();
     let named = windows.iter().map(|window| {
         let [from, to] = [window.from, window.to].map(|end| (end.moment, rfc3339(end.time)));
