@@ -1,4 +1,5 @@
-//! Retention: which recovery points are kept. A policy is a list of tiers, written as
+//! Policy: how much capture keeps when the target is behind, and which recovery points are
+//! kept. A policy is a list of tiers, written as
 //! one word (`all:24h,#100`). It only names the points that have expired; dropping them, and
 //! what must not be dropped because it is in use, is the store's matter. Pure: the time
 //! is an argument.
@@ -11,6 +12,30 @@ use hrl_format::id::PointId;
 use hrl_format::units::Timestamp;
 
 use crate::error::{Error, ErrorKind};
+
+/// How much capture knows of what changed. It falls when the target is behind, and climbs
+/// back by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// Which blocks.
+    #[default]
+    Bitmap,
+    /// Which extents, in which order.
+    Metadata,
+    /// Every write with its data, in order.
+    Data,
+}
+
+impl Mode {
+    /// As it stands in JSON: a lower-case word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bitmap => "bitmap",
+            Self::Metadata => "metadata",
+            Self::Data => "data",
+        }
+    }
+}
 
 /// One tier of a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -228,6 +228,18 @@ impl Bitmap {
         }
     }
 
+    /// Makes every block reachable that stands in the first level. For a mapped file whose
+    /// pages reached the disk one by one before the power was lost.
+    pub fn reconnect(&self) {
+        let levels = self.levels();
+        for (word, bits) in levels.level0.iter().enumerate() {
+            let bits = bits.load(Ordering::Acquire);
+            if bits != 0 {
+                levels.add(word, bits);
+            }
+        }
+    }
+
     /// Moves all blocks to `to`, a set of the same volume: they are there before they are
     /// gone here. Nothing may be added here meanwhile.
     pub fn take_into(&self, to: &Self) {

@@ -28,6 +28,7 @@
 mod balance;
 mod counters;
 mod flights;
+pub mod inline;
 mod instance;
 #[cfg(feature = "ebpf")]
 mod load;

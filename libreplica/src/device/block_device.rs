@@ -32,6 +32,9 @@ pub enum OpenFor {
     DirectRead,
     /// Reading through the page cache.
     BufferedRead,
+    /// Reading and writing past the page cache, with nobody else who claims the disk: no
+    /// mount, no holder, no other exclusive user (`O_EXCL`).
+    Ownership,
 }
 
 /// A partition of the disk.
@@ -310,18 +313,21 @@ impl BlockDevice {
         }
     }
 
-    /// Opens the device node, never exclusively, and makes sure that it is this disk.
+    /// Opens the device node and makes sure that it is this disk.
     ///
     /// # Errors
-    /// [`ErrorKind::Vanished`] if the node is another disk by now; else as open(2).
+    /// [`ErrorKind::Vanished`] if the node is another disk by now; [`ErrorKind::Busy`] for
+    /// ownership of a disk that is mounted or held; else as open(2).
     pub fn open_node(&self, purpose: OpenFor) -> Result<File> {
         const OPERATION: &str = "open the device's node";
         let flags = match purpose {
             OpenFor::DirectRead => libc::O_DIRECT,
             OpenFor::BufferedRead => 0,
+            OpenFor::Ownership => libc::O_DIRECT | libc::O_EXCL,
         };
         let file = OpenOptions::new()
             .read(true)
+            .write(purpose == OpenFor::Ownership)
             .custom_flags(flags)
             .open(&self.node)
             .at(OPERATION, &self.node)?;

@@ -1,11 +1,17 @@
-//! Questions to an open block device: its `diskseq`, and what lies behind a loop device.
+//! What is asked of an open block device: its `diskseq`, what lies behind a loop device, to
+//! discard a range or to zero it.
 //! Source: linux/fs.h, linux/loop.h.
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+
+use crate::units::Extent;
 
 mod ioctl {
     nix::ioctl_read!(blkgetdiskseq, 0x12, 128, u64);
     nix::ioctl_read_bad!(loop_get_status64, 0x4c05, super::LoopInfo64);
+    nix::ioctl_write_ptr_bad!(blkdiscard, nix::request_code_none!(0x12, 119), [u64; 2]);
+    nix::ioctl_write_ptr_bad!(blkzeroout, nix::request_code_none!(0x12, 127), [u64; 2]);
 }
 
 /// `struct loop_info64` of linux/loop.h.
@@ -79,4 +85,41 @@ pub fn loop_backing(device: impl AsFd) -> nix::Result<LoopBacking> {
         inode: info.inode,
         rdevice: info.rdevice,
     })
+}
+
+fn range_of(extent: Extent) -> [u64; 2] {
+    [extent.offset().get(), extent.len().get()]
+}
+
+/// Gives a range up. It must be of whole sectors.
+///
+/// # Errors
+/// `EOPNOTSUPP` if the device has no such thing; `EIO`, and what else it failed with.
+pub fn discard(device: impl AsFd, extent: Extent) -> io::Result<()> {
+    let range = range_of(extent);
+    // SAFETY: the descriptor is open for the call; BLKDISCARD reads two u64, which live.
+    unsafe { ioctl::blkdiscard(device.as_fd().as_raw_fd(), &raw const range) }?;
+    Ok(())
+}
+
+/// Writes zeroes, with whatever command the device has for it, and keeps the range allocated.
+///
+/// # Errors
+/// What the device failed with.
+pub fn write_zeroes(device: impl AsFd, extent: Extent) -> io::Result<()> {
+    let range = range_of(extent);
+    // SAFETY: the descriptor is open for the call; BLKZEROOUT reads two u64, which live.
+    unsafe { ioctl::blkzeroout(device.as_fd().as_raw_fd(), &raw const range) }?;
+    Ok(())
+}
+
+/// Zeroes a range by giving it up, on a device that reads zeroes there.
+///
+/// # Errors
+/// `EOPNOTSUPP` if it is not one.
+pub fn free_zeroed(device: impl AsFd, extent: Extent) -> io::Result<()> {
+    use nix::fcntl::FallocateFlags;
+    let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let [offset, len] = range_of(extent).map(|n| n as libc::off_t);
+    Ok(nix::fcntl::fallocate(device.as_fd(), how, offset, len)?)
 }

@@ -13,3 +13,4 @@ pub mod membarrier;
 pub mod memory;
 pub mod reader;
 pub mod ring;
+pub mod uring;

@@ -1,0 +1,365 @@
+//! The interceptor: every change of a device passes here, whatever front it came through.
+//! It is let in (see `gate.rs`), marked dirty, passed on by the lane that brought it, and
+//! when the device has it, marked again if the bitmaps were swapped meanwhile, and recorded
+//! in the backlog. One lock holds all of that together, so that a cut of the stream is one
+//! moment of bitmaps, backlog and copying alike; no input or output happens under it.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use crate::capture::inline::activity::{Activity, Region};
+use crate::capture::inline::backlog::{Backlog, Change, Fall};
+use crate::capture::inline::copying::Copying;
+use crate::capture::inline::gate::{Admission, Flight, Gate, Hurdle};
+use crate::capture::inline::ledger::Ledger;
+use crate::error::{IoContext, Result};
+use crate::geometry::Geometry;
+use crate::sys::uring::Wake;
+use crate::units::{Extent, Timestamp};
+
+/// Regions that changes under way may touch in all: fewer than the activity log has room
+/// for, so that those which are being written can always be active together.
+const REGIONS_ENTERED_MAX: usize = 800;
+/// The shipper is woken when so many bytes wait.
+const WORTH_SHIPPING: u64 = 4 << 20;
+
+/// Which lane a request is in, and where there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Owner {
+    pub lane: usize,
+    pub slot: u32,
+}
+
+/// A change that was let in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Admitted {
+    pub flight: Flight,
+    /// How often the bitmaps had been swapped when it was marked.
+    swaps: u64,
+}
+
+/// What a lane is told by others.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Message {
+    /// A change that waited may begin.
+    Begin { slot: u32, admitted: Admitted },
+    /// An errand has been run.
+    Errand { slot: u32, errno: i32 },
+    /// There is nothing more to come.
+    Stop,
+}
+
+/// How a change has ended.
+pub(super) enum Outcome<'a> {
+    /// The device has it.
+    Done(Change),
+    /// The device has a write whose data was not copied, for the backlog did not want it; it
+    /// may want it by now.
+    Uncopied(&'a mut dyn FnMut() -> Bytes),
+    /// The device refused it: nobody knows what it holds there.
+    Failed,
+}
+
+/// Counters of one volume's interceptor, since it was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InlineCounters {
+    /// Changes that the device has taken.
+    pub changes: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Changes that the device has refused.
+    pub failed: u64,
+    /// Changes that had to wait before they could begin.
+    pub waited: u64,
+    /// Times that the backlog fell to a mode that knows less.
+    pub falls: u64,
+    /// Transactions of the activity log.
+    pub transactions: u64,
+    /// Blocks that were copied out of turn.
+    pub copied_out_of_turn: u64,
+}
+
+pub(super) struct State {
+    pub gate: Gate<Owner>,
+    pub backlog: Backlog,
+    pub activity: Activity,
+    pub copying: Option<Copying>,
+    /// Changes that wait outside the gate, in the order of their arrival.
+    outside: VecDeque<(Owner, Extent)>,
+    regions_entered: usize,
+    swaps: u64,
+    /// Where changes failed: to be read back.
+    pub unknown: Vec<Extent>,
+    pub falls: VecDeque<Fall>,
+    pub counters: InlineCounters,
+    /// What the usher failed at last.
+    pub trouble: Option<String>,
+    pub stopping: bool,
+}
+
+/// The mailbox of one lane.
+#[derive(Debug)]
+pub(super) struct Mailbox {
+    messages: Mutex<Vec<Message>>,
+    wake: Wake,
+}
+
+impl Mailbox {
+    pub fn wake_file(&self) -> Arc<OwnedFd> {
+        self.wake.file()
+    }
+
+    pub fn take(&self) -> Vec<Message> {
+        std::mem::take(&mut *lock(&self.messages))
+    }
+
+    pub fn post(&self, message: Message) {
+        lock(&self.messages).push(message);
+        self.wake.wake();
+    }
+}
+
+/// One volume's interceptor.
+pub struct Interceptor {
+    pub(super) device: Arc<File>,
+    pub(super) path: PathBuf,
+    pub(super) geometry: Geometry,
+    pub(super) ledger: Ledger,
+    pub(super) state: Mutex<State>,
+    /// The usher has something to do.
+    pub(super) usher: Condvar,
+    /// Whoever ships has something to do.
+    pub(super) shipper: Condvar,
+    wants_data: AtomicBool,
+    lanes: Mutex<Vec<Arc<Mailbox>>>,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A thread that panicked under it left every value valid: each change is made whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Interceptor {
+    pub(super) fn new(
+        device: File,
+        path: PathBuf,
+        geometry: Geometry,
+        ledger: Ledger,
+        backlog: Backlog,
+    ) -> Self {
+        Self {
+            device: Arc::new(device),
+            path,
+            geometry,
+            ledger,
+            state: Mutex::new(State {
+                gate: Gate::default(),
+                backlog,
+                activity: Activity::default(),
+                copying: None,
+                outside: VecDeque::new(),
+                regions_entered: 0,
+                swaps: 0,
+                unknown: Vec::new(),
+                falls: VecDeque::new(),
+                counters: InlineCounters::default(),
+                trouble: None,
+                stopping: false,
+            }),
+            usher: Condvar::new(),
+            shipper: Condvar::new(),
+            wants_data: AtomicBool::new(false),
+            lanes: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// The device's size and units.
+    pub const fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Whether the data of changes is recorded now.
+    pub fn wants_data(&self) -> bool {
+        self.wants_data.load(Ordering::Acquire)
+    }
+
+    /// A new lane's number and mailbox.
+    pub(super) fn open_lane(&self) -> Result<(usize, Arc<Mailbox>)> {
+        let wake = Wake::new().at("open a lane to the device", &self.path)?;
+        let mailbox = Arc::new(Mailbox {
+            messages: Mutex::new(Vec::new()),
+            wake,
+        });
+        let mut lanes = lock(&self.lanes);
+        lanes.push(Arc::clone(&mailbox));
+        Ok((lanes.len() - 1, mailbox))
+    }
+
+    /// A change of `extent` arrives. With an answer it may begin; else a message follows.
+    pub(super) fn admit(&self, owner: Owner, extent: Extent) -> Option<Admitted> {
+        let mut state = lock(&self.state);
+        if !state.outside.is_empty() || !state.has_room_for(extent) {
+            state.outside.push_back((owner, extent));
+            state.counters.waited += 1;
+            return None;
+        }
+        self.let_in(&mut state, owner, extent)
+    }
+
+    fn let_in(&self, state: &mut State, owner: Owner, extent: Extent) -> Option<Admitted> {
+        state.regions_entered += Region::of(extent).count();
+        let mut hurdles = [Hurdle::Activity; 2];
+        let mut count = 0;
+        if !state.activity.enter(extent) {
+            count += 1;
+        }
+        let copying = state.copying.as_ref();
+        if copying.is_some_and(|copying| !copying.may_change(extent)) {
+            hurdles[count] = Hurdle::Copy;
+            count += 1;
+        }
+        let (flight, admission) = state.gate.admit(extent, owner, &hurdles[..count]);
+        // Marked before it can begin. One that waits is marked here too: it does no harm.
+        self.ledger.mark(extent);
+        if count > 0 {
+            self.usher.notify_one();
+        }
+        if admission == Admission::Wait {
+            state.counters.waited += 1;
+            return None;
+        }
+        let swaps = state.swaps;
+        Some(Admitted { flight, swaps })
+    }
+
+    /// A change that was let in has ended; `here` is the lane that says so.
+    pub(super) fn end(
+        &self,
+        here: usize,
+        admitted: Admitted,
+        extent: Extent,
+        outcome: Outcome<'_>,
+    ) {
+        let mut state = lock(&self.state);
+        state.gate.end(admitted.flight);
+        state.activity.leave(extent);
+        state.regions_entered -= Region::of(extent).count();
+        if admitted.swaps != state.swaps {
+            // The bit that it set may have been swapped away before the device had it.
+            self.ledger.mark(extent);
+        }
+        match outcome {
+            Outcome::Done(change) => self.record(&mut state, extent, change),
+            Outcome::Uncopied(copy) => {
+                let wanted = state.backlog.wants_data();
+                let change = if wanted {
+                    Change::Write(copy())
+                } else {
+                    Change::Unread
+                };
+                self.record(&mut state, extent, change);
+            }
+            Outcome::Failed => {
+                state.counters.failed += 1;
+                state.unknown.push(extent);
+                self.usher.notify_one();
+            }
+        }
+        while let Some(&(owner, extent)) = state.outside.front()
+            && state.has_room_for(extent)
+        {
+            state.outside.pop_front();
+            if let Some(admitted) = self.let_in(&mut state, owner, extent) {
+                self.tell(here, owner, admitted);
+            }
+        }
+        self.release(&mut state, here);
+    }
+
+    /// Puts a change into the backlog, as the newest.
+    pub(super) fn record(&self, state: &mut State, extent: Extent, change: Change) {
+        state.counters.changes += 1;
+        state.counters.bytes += extent.len().get();
+        let before = state.backlog.held().get();
+        let fall = state.backlog.push(Timestamp::now(), extent, change);
+        if before < WORTH_SHIPPING && state.backlog.held().get() >= WORTH_SHIPPING {
+            self.shipper.notify_all();
+        }
+        if let Some(fall) = fall {
+            state.counters.falls += 1;
+            state.falls.push_back(fall);
+            self.mirror_mode(state);
+            self.shipper.notify_all();
+        }
+    }
+
+    /// Whether there is something for the shipper.
+    pub(super) fn is_worth_shipping(state: &State) -> bool {
+        state.backlog.held().get() >= WORTH_SHIPPING || !state.falls.is_empty() || state.stopping
+    }
+
+    /// What lanes look at without the lock.
+    pub(super) fn mirror_mode(&self, state: &State) {
+        let wants = state.backlog.wants_data();
+        self.wants_data.store(wants, Ordering::Release);
+    }
+
+    /// Tells the owners of those that may begin.
+    pub(super) fn release(&self, state: &mut State, here: usize) {
+        let swaps = state.swaps;
+        for (flight, owner) in state.gate.released() {
+            self.tell(here, owner, Admitted { flight, swaps });
+        }
+    }
+
+    fn tell(&self, here: usize, owner: Owner, admitted: Admitted) {
+        let slot = owner.slot;
+        let lanes = lock(&self.lanes);
+        let Some(mailbox) = lanes.get(owner.lane) else {
+            return;
+        };
+        lock(&mailbox.messages).push(Message::Begin { slot, admitted });
+        // A lane looks into its own mailbox after every end.
+        if owner.lane != here {
+            mailbox.wake.wake();
+        }
+    }
+
+    /// Takes what was dirty as the round; what changes from now on is the next one's.
+    pub(super) fn swap(&self, state: &mut State) {
+        state.swaps += 1;
+        self.ledger.swap();
+    }
+
+    /// Ends every lane's service.
+    pub(super) fn stop_lanes(&self) {
+        lock(&self.state).stopping = true;
+        for mailbox in lock(&self.lanes).iter() {
+            mailbox.post(Message::Stop);
+        }
+        self.usher.notify_all();
+        self.shipper.notify_all();
+    }
+}
+
+impl std::fmt::Debug for Interceptor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Interceptor")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+impl State {
+    fn has_room_for(&self, extent: Extent) -> bool {
+        // One alone is always let in.
+        let more = Region::of(extent).count();
+        self.regions_entered == 0 || self.regions_entered + more <= REGIONS_ENTERED_MAX
+    }
+}

@@ -1,0 +1,261 @@
+//! Which blocks changed and are not yet in the store: three bitmaps in one file that is
+//! mapped and shared, so that they outlive a process that is killed. They work as those in
+//! the kernel do (see `capture/tracker.rs`): changes are marked in one of two; a swap makes
+//! the other active and adds what the old one has to the third, the epoch's, which is
+//! cleared only when the store has the epoch. So at every instant the union of the three is
+//! all that was written since the last acknowledged epoch.
+//!
+//! After a loss of power the file holds what was flushed, and perhaps more. What it lacks
+//! then is in the activity log.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::bitmap::{Bitmap, Layout};
+use crate::device::BootId;
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::geometry::Geometry;
+use crate::id::VolumeId;
+use crate::sys::memory::SharedWords;
+use crate::units::Extent;
+
+/// The header: magic 8, version 4, block size 4, volume id 16, volume size 8, boot id 16,
+/// CRC32 of what is before it 4; little-endian; zeroes to 4096. Then the three bitmaps.
+const HEADER: usize = 4096;
+const MAGIC: [u8; 8] = *b"\x89HRLDB\r\n";
+const VERSION: u32 = 1;
+const CRC_AT: usize = 56;
+const OPEN: &str = "open the ledger of dirty blocks";
+
+/// How the process that kept it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Survived {
+    /// In this run of the kernel: every bit is there.
+    All,
+    /// The machine was restarted: the bits that were flushed are there.
+    Flushed,
+}
+
+/// The dirty blocks of one volume.
+#[derive(Debug)]
+pub struct Ledger {
+    region: Arc<SharedWords>,
+    file: File,
+    path: PathBuf,
+    volume: VolumeId,
+    geometry: Geometry,
+    live: [Bitmap; 2],
+    epoch: Bitmap,
+    active: AtomicUsize,
+}
+
+impl Ledger {
+    /// A new one, with nothing dirty.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`]; what the file system says.
+    pub fn create(path: &Path, volume: VolumeId, geometry: Geometry) -> Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .at("make the ledger of dirty blocks", path)?;
+        file.set_len(file_len(&geometry)).at(OPEN, path)?;
+        write_header(&file, path, volume, &geometry)?;
+        Self::map(file, path, volume, geometry)
+    }
+
+    /// The one that an earlier process kept.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Damaged`], [`ErrorKind::Unsupported`],
+    /// [`ErrorKind::Foreign`] or [`ErrorKind::Resized`] if it cannot be trusted.
+    pub fn open(path: &Path, volume: VolumeId, geometry: Geometry) -> Result<(Self, Survived)> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .at(OPEN, path)?;
+        let mut header = [0; HEADER];
+        let read = file.read_exact_at(&mut header, 0);
+        read.map_err(|source| damaged(path, "it is too short").source(source))?;
+        let boot = check_header(&header, path, volume, &geometry)?;
+        if file.metadata().at(OPEN, path)?.len() != file_len(&geometry) {
+            return Err(damaged(path, "its length does not fit its header"));
+        }
+        let survived = if boot == *BootId::current()?.as_bytes() {
+            Survived::All
+        } else {
+            Survived::Flushed
+        };
+        let ledger = Self::map(file, path, volume, geometry)?;
+        if survived == Survived::Flushed {
+            ledger.live.iter().for_each(Bitmap::reconnect);
+            ledger.epoch.reconnect();
+        }
+        ledger.reclaim();
+        Ok((ledger, survived))
+    }
+
+    /// Says durably that from now on every bit is there: what a loss of power took away has
+    /// been marked again.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn settle(&self) -> Result<()> {
+        self.flush()?;
+        write_header(&self.file, &self.path, self.volume, &self.geometry)
+    }
+
+    fn map(file: File, path: &Path, volume: VolumeId, geometry: Geometry) -> Result<Self> {
+        let layout = Layout::for_blocks(geometry.blocks());
+        let region = SharedWords::map(file.as_fd(), HEADER / 8 + 3 * layout.words());
+        let region = Arc::new(region.at(OPEN, path)?);
+        let part = |n: usize| {
+            let start = HEADER / 8 + n * layout.words();
+            Bitmap::shared(layout, Arc::clone(&region), start)
+                .ok_or_else(|| damaged(path, "its bitmaps do not fit"))
+        };
+        Ok(Self {
+            live: [part(0)?, part(1)?],
+            epoch: part(2)?,
+            region: Arc::clone(&region),
+            file,
+            path: path.to_owned(),
+            volume,
+            geometry,
+            active: AtomicUsize::new(0),
+        })
+    }
+
+    /// The bitmap that changes are marked in.
+    pub fn live(&self) -> &Bitmap {
+        &self.live[self.active.load(Ordering::Acquire)]
+    }
+
+    /// The bitmap that the last swap took.
+    pub fn round(&self) -> &Bitmap {
+        &self.live[1 - self.active.load(Ordering::Acquire)]
+    }
+
+    /// Marks the blocks of `extent`. Not while [`Self::swap`] runs.
+    pub fn mark(&self, extent: Extent) {
+        if let Some(run) = self.geometry.run_of(extent) {
+            self.live().set_run(run);
+        }
+    }
+
+    /// Makes the other bitmap the live one; what was live is the round, and the epoch's.
+    /// The round before must be finished, and nobody may mark meanwhile.
+    pub fn swap(&self) {
+        let old = self.active.load(Ordering::Acquire);
+        debug_assert!(self.live[1 - old].is_empty(), "the last round is finished");
+        self.active.store(1 - old, Ordering::Release);
+        self.epoch.merge_from(&self.live[old]);
+    }
+
+    /// The round has been dealt with; its blocks stay in the epoch.
+    pub fn finish_round(&self) {
+        self.round().clear();
+    }
+
+    /// The store has the epoch.
+    pub fn acknowledge(&self) {
+        self.finish_round();
+        self.epoch.clear();
+    }
+
+    /// The store will not get the epoch: all of it is dirty again.
+    pub fn reclaim(&self) {
+        let live = self.live();
+        live.merge_from(self.round());
+        live.merge_from(&self.epoch);
+        self.finish_round();
+        self.epoch.clear();
+    }
+
+    /// How many blocks are not yet in the store.
+    pub fn dirty_blocks(&self) -> u64 {
+        Bitmap::count_union(&[&self.live[0], &self.live[1], &self.epoch])
+    }
+
+    /// Makes every bit durable that was set before the call.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn flush(&self) -> Result<()> {
+        self.region
+            .flush()
+            .at("write the ledger of dirty blocks", &self.path)
+    }
+}
+
+fn file_len(geometry: &Geometry) -> u64 {
+    (HEADER + 24 * Layout::for_blocks(geometry.blocks()).words()) as u64
+}
+
+fn damaged(path: &Path, what: &str) -> Error {
+    Error::new(ErrorKind::Damaged, OPEN).path(path).detail(what)
+}
+
+fn write_header(file: &File, path: &Path, volume: VolumeId, geometry: &Geometry) -> Result<()> {
+    let mut header = [0; HEADER];
+    header[..8].copy_from_slice(&MAGIC);
+    header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    header[12..16].copy_from_slice(&geometry.block.get().to_le_bytes());
+    header[16..32].copy_from_slice(volume.as_bytes());
+    header[32..40].copy_from_slice(&geometry.size.get().to_le_bytes());
+    header[40..56].copy_from_slice(BootId::current()?.as_bytes());
+    let crc = crc32fast::hash(&header[..CRC_AT]);
+    header[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+    file.write_all_at(&header, 0)
+        .and_then(|()| file.sync_all())
+        .at("write the ledger of dirty blocks", path)
+}
+
+fn field<const N: usize>(header: &[u8; HEADER], at: usize) -> [u8; N] {
+    std::array::from_fn(|i| header[at + i])
+}
+
+/// The boot id of a header that is of this volume.
+fn check_header(
+    header: &[u8; HEADER],
+    path: &Path,
+    volume: VolumeId,
+    geometry: &Geometry,
+) -> Result<[u8; 16]> {
+    if header[..8] != MAGIC {
+        return Err(damaged(path, "the magic is wrong"));
+    }
+    if u32::from_le_bytes(field(header, CRC_AT)) != crc32fast::hash(&header[..CRC_AT]) {
+        return Err(damaged(path, "the header's CRC32 is wrong"));
+    }
+    let version = u32::from_le_bytes(field(header, 8));
+    if version != VERSION {
+        return Err(Error::new(ErrorKind::Unsupported, OPEN)
+            .path(path)
+            .detail(format!("version {version}; this program knows {VERSION}")));
+    }
+    if field(header, 16) != *volume.as_bytes() {
+        let error = Error::new(ErrorKind::Foreign, OPEN).path(path);
+        return Err(error.detail("it is of another volume"));
+    }
+    let block = u32::from_le_bytes(field(header, 12));
+    let size = u64::from_le_bytes(field(header, 32));
+    if (block, size) != (geometry.block.get(), geometry.size.get()) {
+        return Err(Error::new(ErrorKind::Resized, OPEN)
+            .path(path)
+            .detail(format!(
+                "for {size} bytes in blocks of {block}, the volume has {} in blocks of {}",
+                geometry.size,
+                geometry.block.get()
+            )));
+    }
+    Ok(field(header, 40))
+}

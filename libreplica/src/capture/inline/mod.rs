@@ -1,0 +1,39 @@
+//! Capture of a device whose users reach it through us: every write passes by, with its
+//! data, in order. One engine behind two fronts (NBD, ublk).
+//!
+//! ```text
+//! lane          a queue thread's way to the device
+//! interceptor   lets changes in, marks them, records them: one lock, no input or output
+//!   gate          which change may begin, and which waits for what
+//!   ledger        dirty blocks, in a file that outlives the process
+//!   backlog       changes with their data, until they are shipped
+//!   activity      regions being written, durable before the first write to them
+//!   copying       blocks of one moment that are read while writes go on
+//! usher         the thread that clears what changes wait for
+//! errands       the thread that zeroes and discards
+//! stream        what the shipper sees of all that
+//! ```
+//!
+//! No thread that serves a request ever waits for the target, nor for the shipper.
+
+mod activity;
+mod activity_file;
+mod backlog;
+mod copying;
+mod errands;
+mod gate;
+mod interceptor;
+mod lane;
+mod ledger;
+mod request;
+mod service;
+mod stream;
+mod usher;
+
+pub use backlog::{Budget, Change, Entry, Fall, FallCause, Limits};
+pub use errands::Errands;
+pub use interceptor::{InlineCounters, Interceptor};
+pub use lane::{Event, Lane, REQUEST_MAX};
+pub use request::{Cookie, Done, Durability, Errno, Request, Room};
+pub use service::{Entrance, InlineSpec, Resumed, Service};
+pub use stream::{Cut, Moment};

@@ -1,0 +1,256 @@
+//! One volume's inline capture, from the device that it owns to the threads that serve it.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crate::capture::inline::activity_file::ActivityFile;
+use crate::capture::inline::backlog::{Backlog, Limits};
+use crate::capture::inline::errands::{self, Errands};
+use crate::capture::inline::interceptor::{Interceptor, lock};
+use crate::capture::inline::lane::Lane;
+use crate::capture::inline::ledger::{Ledger, Survived};
+use crate::capture::inline::usher;
+use crate::device::{BlockDevice, OpenFor};
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::geometry::Geometry;
+use crate::id::VolumeId;
+use crate::units::{BlockSize, ByteLen, Extent};
+
+/// What to capture, and where what it needs is kept.
+#[derive(Clone, Debug)]
+pub struct InlineSpec {
+    /// The folder of the ledger and the activity log, which must not lie behind the device.
+    pub folder: PathBuf,
+    /// The volume.
+    pub volume: VolumeId,
+    /// The device behind it.
+    pub disk: BlockDevice,
+    /// What one dirty bit covers.
+    pub block: BlockSize,
+    /// What the backlog may hold.
+    pub limits: Limits,
+}
+
+/// What was found of an earlier process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resumed {
+    /// Nothing: it begins now.
+    Begun,
+    /// In this boot of the machine: every change since is dirty.
+    Unbroken,
+    /// The machine was restarted, orderly or not: what may differ is dirty.
+    AfterRestart {
+        /// How much the activity log has added.
+        compared: ByteLen,
+    },
+}
+
+/// The capture at work.
+#[derive(Debug)]
+pub struct Service {
+    interceptor: Arc<Interceptor>,
+    /// Dropped first when it ends: then the errands' thread ends too.
+    errands: Option<Errands>,
+    threads: Vec<JoinHandle<()>>,
+    copy_limit: ByteLen,
+}
+
+impl Service {
+    /// Takes the device for itself and begins, or goes on where an earlier process ended.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if the device is mounted or held by somebody;
+    /// [`ErrorKind::Vanished`], [`ErrorKind::Resized`]; [`ErrorKind::Damaged`],
+    /// [`ErrorKind::Foreign`] if what was kept is not usable: then remove it with
+    /// [`Self::forget`], begin anew, and compare the whole volume.
+    pub fn start(spec: &InlineSpec) -> Result<(Self, Resumed)> {
+        spec.disk.still_there()?;
+        let geometry = Geometry {
+            size: spec.disk.size(),
+            block: spec.block,
+            sector: spec.disk.logical_sector(),
+        };
+        let device = spec.disk.open_node(OpenFor::Ownership).map_err(|error| {
+            let busy = error.kind() == ErrorKind::Busy;
+            let advice = "unmount it, and stop what uses it: its users go through the agent now";
+            if busy { error.advice(advice) } else { error }
+        })?;
+        let (ledger, log, resumed) = take_up(spec, geometry, &device)?;
+        let backlog = Backlog::new(spec.limits.clone());
+        let path = spec.disk.node().to_owned();
+        let interceptor = Interceptor::new(device, path, geometry, ledger, backlog);
+        let service = Self::launch(Arc::new(interceptor), log, spec.limits.bytes)?;
+        Ok((service, resumed))
+    }
+
+    /// Removes what is kept for a volume.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn forget(spec: &InlineSpec) -> Result<()> {
+        for path in [ledger_path(spec), log_path(spec)] {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).at("remove what capture kept", path);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn launch(
+        interceptor: Arc<Interceptor>,
+        log: ActivityFile,
+        copy_limit: ByteLen,
+    ) -> Result<Self> {
+        let (errands, received) = Errands::new();
+        let path = interceptor.path.clone();
+        let mut service = Self {
+            interceptor: Arc::clone(&interceptor),
+            errands: Some(errands),
+            threads: Vec::new(),
+            copy_limit,
+        };
+        let builder = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let device = Arc::clone(&interceptor.device);
+        let runner = builder("errands").spawn(move || errands::run(&device, &received));
+        service.threads.push(runner.at("start a thread", &path)?);
+        let ushering = builder("usher").spawn(move || usher::run(&interceptor, log));
+        service.threads.push(ushering.at("start a thread", &path)?);
+        Ok(service)
+    }
+
+    /// A way to the device for the calling thread, for `depth` requests at a time.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Kernel`] where io_uring is not allowed; [`ErrorKind::State`] when the
+    /// service ends.
+    pub fn lane(&self, depth: u32) -> Result<Lane> {
+        let Some(errands) = &self.errands else {
+            return Err(Error::new(ErrorKind::State, "open a lane to the device"));
+        };
+        Lane::open(&self.interceptor, errands, depth)
+    }
+
+    /// What opens lanes, for a front's own threads.
+    pub fn entrance(&self) -> Entrance {
+        Entrance {
+            interceptor: Arc::clone(&self.interceptor),
+            errands: self.errands.clone(),
+        }
+    }
+
+    /// The device's size and units.
+    pub fn geometry(&self) -> Geometry {
+        self.interceptor.geometry
+    }
+
+    pub(super) fn interceptor(&self) -> &Interceptor {
+        &self.interceptor
+    }
+
+    pub(super) fn copy_limit(&self) -> u64 {
+        self.copy_limit.get()
+    }
+
+    /// Makes an extent dirty, whoever wrote there.
+    pub fn mark(&self, extent: Extent) {
+        let _alone = lock(&self.interceptor.state);
+        self.interceptor.ledger.mark(extent);
+    }
+
+    /// Ends the service: lanes are told to stop, and what is under way ends. The ledger keeps
+    /// what is dirty. The fronts' threads must end for this to return.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.interceptor.stop_lanes();
+        self.errands = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Opens lanes for the threads of a front.
+#[derive(Clone, Debug)]
+pub struct Entrance {
+    interceptor: Arc<Interceptor>,
+    errands: Option<Errands>,
+}
+
+impl Entrance {
+    /// As [`Service::lane`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn lane(&self, depth: u32) -> Result<Lane> {
+        let Some(errands) = &self.errands else {
+            return Err(Error::new(ErrorKind::State, "open a lane to the device"));
+        };
+        Lane::open(&self.interceptor, errands, depth)
+    }
+
+    /// The device's size and units.
+    pub fn geometry(&self) -> Geometry {
+        self.interceptor.geometry
+    }
+}
+
+fn ledger_path(spec: &InlineSpec) -> PathBuf {
+    spec.folder.join("dirty")
+}
+
+fn log_path(spec: &InlineSpec) -> PathBuf {
+    spec.folder.join("activity")
+}
+
+/// Opens or makes what is kept of a volume. After a restart of the machine, what the activity
+/// log names is dirty; in any case the log is empty then, and nothing is forgotten for it.
+fn take_up(
+    spec: &InlineSpec,
+    geometry: Geometry,
+    device: &File,
+) -> Result<(Ledger, ActivityFile, Resumed)> {
+    let (ledger_path, log_path) = (ledger_path(spec), log_path(spec));
+    if !ledger_path.exists() && !log_path.exists() {
+        // The log last: a ledger alone is one that was never used.
+        let ledger = Ledger::create(&ledger_path, spec.volume, geometry)?;
+        let log = ActivityFile::create(&log_path, spec.volume)?;
+        return Ok((ledger, log, Resumed::Begun));
+    }
+    let (ledger, survived) = Ledger::open(&ledger_path, spec.volume, geometry)?;
+    let (mut log, regions) = ActivityFile::open(&log_path, spec.volume)?;
+    let resumed = match survived {
+        Survived::All => Resumed::Unbroken,
+        Survived::Flushed => {
+            let mut compared = 0;
+            for extent in regions
+                .iter()
+                .filter_map(|region| region.extent(geometry.size))
+            {
+                ledger.mark(extent);
+                compared += extent.len().get();
+            }
+            let compared = ByteLen::new(compared);
+            Resumed::AfterRestart { compared }
+        }
+    };
+    device
+        .sync_data()
+        .at("flush the device", spec.disk.node())?;
+    ledger.settle()?;
+    log.write(&[])?;
+    Ok((ledger, log, resumed))
+}

@@ -1,0 +1,224 @@
+//! The usher: one thread a volume that clears what changes wait for. It writes the activity
+//! log's transactions, many waiting changes at a time; it copies blocks out of turn that are
+//! about to be overwritten; it reads back what a failed write left behind; and it lets
+//! regions leave the activity log when they have been quiet.
+
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::capture::inline::activity::{Region, Step};
+use crate::capture::inline::activity_file::ActivityFile;
+use crate::capture::inline::backlog::Change;
+use crate::capture::inline::gate::{Admission, Hurdle};
+use crate::capture::inline::interceptor::{Interceptor, Owner, State, lock};
+use crate::error::{IoContext, Result};
+use crate::geometry::{BlockNumber, Run};
+use crate::sys::memory::AlignedMemory;
+use crate::units::Extent;
+
+/// How long a region stays in the activity log without a write, at least.
+const QUIET: Duration = Duration::from_secs(15);
+/// How long after it failed something is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Bytes that are copied out of turn at once, at most.
+const COPY_MAX: u64 = 1 << 20;
+/// The usher is no lane.
+const NOBODY: usize = usize::MAX;
+
+enum Job {
+    Activity(Step),
+    Quiet(Vec<Region>),
+    Copy(Run),
+    ReadBack(Extent),
+}
+
+/// Runs until the interceptor stops.
+pub(super) fn run(interceptor: &Arc<Interceptor>, mut log: ActivityFile) {
+    let mut look_for_idle = Instant::now() + QUIET;
+    let mut not_before = Instant::now();
+    let mut state = lock(&interceptor.state);
+    loop {
+        if state.stopping && state.gate.is_empty() {
+            break;
+        }
+        let now = Instant::now();
+        let mut job = (now >= not_before).then(|| next_job(&mut state)).flatten();
+        if job.is_none() && now >= look_for_idle {
+            look_for_idle = now + QUIET;
+            job = idle_regions(&mut state);
+        }
+        let Some(job) = job else {
+            let pause = look_for_idle.saturating_duration_since(now).min(AGAIN);
+            let waited = interceptor.usher.wait_timeout(state, pause);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            continue;
+        };
+        drop(state);
+        if let Err(error) = perform(interceptor, &mut log, job) {
+            tracing::warn!("{error}");
+            lock(&interceptor.state).trouble = Some(error.to_string());
+            not_before = Instant::now() + AGAIN;
+        }
+        state = lock(&interceptor.state);
+    }
+    drop(state);
+    leave_clean(interceptor, &mut log);
+}
+
+/// Nothing is under way any more: with device and bits durable, no region is active.
+fn leave_clean(interceptor: &Interceptor, log: &mut ActivityFile) {
+    let flushed = interceptor
+        .device
+        .sync_data()
+        .at("flush the device", &interceptor.path);
+    let left = flushed
+        .and_then(|()| interceptor.ledger.flush())
+        .and_then(|()| log.write(&[]));
+    if let Err(error) = left {
+        tracing::warn!("{error}");
+    }
+}
+
+/// What a change waits for, or a failed one has left.
+fn next_job(state: &mut State) -> Option<Job> {
+    match state.activity.step() {
+        Step::Rest | Step::Wait => {}
+        step => return Some(Job::Activity(step)),
+    }
+    if let Some(run) = next_copy(state) {
+        return Some(Job::Copy(run));
+    }
+    state.unknown.pop().map(Job::ReadBack)
+}
+
+/// The regions that nobody has written for a while.
+fn idle_regions(state: &mut State) -> Option<Job> {
+    state.activity.tick();
+    let idle = state.activity.idle_regions();
+    (!idle.is_empty()).then_some(Job::Quiet(idle))
+}
+
+/// The blocks that a waiting change needs copied first.
+fn next_copy(state: &State) -> Option<Run> {
+    let copying = state.copying.as_ref()?;
+    let mut held = state.gate.held_by(Hurdle::Copy);
+    held.find_map(|extent| copying.first_pending(extent))
+}
+
+fn perform(interceptor: &Interceptor, log: &mut ActivityFile, job: Job) -> Result<()> {
+    match job {
+        Job::Activity(Step::Write(set)) => {
+            log.write(&set)?;
+            let mut state = lock(&interceptor.state);
+            state.counters.transactions += 1;
+            state.activity.written(&set);
+            let State { gate, activity, .. } = &mut *state;
+            gate.lower(Hurdle::Activity, |extent| activity.is_active(extent));
+            interceptor.release(&mut state, NOBODY);
+        }
+        Job::Activity(Step::Retire(regions)) => retire(interceptor, &regions)?,
+        Job::Activity(Step::Rest | Step::Wait) => {}
+        Job::Quiet(regions) => {
+            retire(interceptor, &regions)?;
+            let remaining = lock(&interceptor.state).activity.remaining();
+            log.write(&remaining)?;
+        }
+        Job::Copy(run) => copy(interceptor, run)?,
+        Job::ReadBack(extent) => {
+            if let Err(error) = read_back(interceptor, extent) {
+                lock(&interceptor.state).unknown.push(extent);
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What was written in these regions is on the device for good, and its dirty bits are in
+/// the file: a loss of power would lose neither.
+fn retire(interceptor: &Interceptor, regions: &[Region]) -> Result<()> {
+    let path = &interceptor.path;
+    interceptor
+        .device
+        .sync_data()
+        .at("flush the device", path)?;
+    interceptor.ledger.flush()?;
+    lock(&interceptor.state).activity.retire(regions);
+    Ok(())
+}
+
+fn read(interceptor: &Interceptor, extent: Extent) -> Result<Bytes> {
+    let path = &interceptor.path;
+    let len = extent.len().get() as usize;
+    let mut memory = AlignedMemory::new(len).at("read the device", path)?;
+    let buffer = &mut memory.as_mut_slice()[..len];
+    let offset = extent.offset();
+    interceptor
+        .device
+        .read_exact_at(buffer, offset.get())
+        .at("read the device", path)
+        .map_err(|error| error.offset(offset))?;
+    Ok(Bytes::copy_from_slice(buffer))
+}
+
+fn copy(interceptor: &Interceptor, run: Run) -> Result<()> {
+    let blocks = (COPY_MAX / u64::from(interceptor.geometry.block.get())).max(1);
+    let end = run.end.get().min(run.start.get() + blocks);
+    let run = Run {
+        start: run.start,
+        end: BlockNumber::new(end),
+    };
+    let data = read(interceptor, interceptor.geometry.extent_of(run));
+    let mut state = lock(&interceptor.state);
+    let State {
+        copying,
+        gate,
+        counters,
+        ..
+    } = &mut *state;
+    let Some(copying) = copying else {
+        return Ok(());
+    };
+    counters.copied_out_of_turn += run.count();
+    match &data {
+        Ok(data) => {
+            copying.save(run, data);
+        }
+        // No writer waits for a block that cannot be read: the moment is lost instead.
+        Err(_) => copying.give_up(),
+    }
+    gate.lower(Hurdle::Copy, |extent| copying.may_change(extent));
+    interceptor.release(&mut state, NOBODY);
+    data.map(drop)
+}
+
+/// Reads back what a failed write left, while nobody writes there, and records it.
+fn read_back(interceptor: &Interceptor, extent: Extent) -> Result<()> {
+    let owner = Owner {
+        lane: NOBODY,
+        slot: 0,
+    };
+    let mut state = lock(&interceptor.state);
+    if state.gate.touches(extent) {
+        // It is written again now; whatever comes of that, this waits for its end.
+        state.unknown.push(extent);
+        drop(state);
+        std::thread::sleep(Duration::from_millis(1));
+        return Ok(());
+    }
+    let (flight, admission) = state.gate.admit(extent, owner, &[]);
+    debug_assert_eq!(admission, Admission::Begin, "nobody else is there");
+    drop(state);
+    let content = read(interceptor, extent);
+    let mut state = lock(&interceptor.state);
+    state.gate.end(flight);
+    interceptor.ledger.mark(extent);
+    if let Ok(data) = &content {
+        interceptor.record(&mut state, extent, Change::Write(data.clone()));
+    }
+    interceptor.release(&mut state, NOBODY);
+    content.map(drop)
+}

@@ -1,0 +1,446 @@
+//! Inline capture on real loop devices: what several lanes write together is on the device,
+//! in the backlog in an order that replays to the same bytes, and in the ledger; a moment is
+//! one, while writes go on.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod devices;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use devices::{Loop, Random, StopAtEnd, cases, extent, open_direct};
+use libreplica::capture::inline::{
+    Budget, Change, Cookie, Done, Durability, Entrance, Entry, Errno, Event, InlineSpec, Lane,
+    Limits, Moment, Request, Resumed, Room, Service,
+};
+use libreplica::device::BlockDevice;
+use libreplica::geometry::BlockNumber;
+use libreplica::id::VolumeId;
+use libreplica::policy::Mode;
+use libreplica::sys::memory::AlignedMemory;
+use libreplica::sys::uring::Part;
+use libreplica::units::{BlockSize, ByteLen};
+
+const MIB: u64 = 1 << 20;
+
+fn limits(bytes: u64) -> Limits {
+    Limits {
+        bytes: ByteLen::new(bytes),
+        entries: 1000,
+        shared: Arc::new(Budget::new(ByteLen::new(bytes))),
+    }
+}
+
+fn spec(disk: &Loop, folder: &Path, bytes: u64) -> InlineSpec {
+    InlineSpec {
+        folder: folder.to_owned(),
+        volume: VolumeId::from_bytes([7; 16]),
+        disk: BlockDevice::open(&disk.path).unwrap(),
+        block: BlockSize::MIN,
+        limits: limits(bytes),
+    }
+}
+
+fn part(fill: &[u8]) -> Part {
+    let mut memory = AlignedMemory::new(fill.len()).unwrap();
+    memory.as_mut_slice()[..fill.len()].copy_from_slice(fill);
+    Part::first(memory, fill.len())
+}
+
+/// Serves a lane until `wanted` requests have ended.
+fn finish(lane: &mut Lane, wanted: usize) -> Vec<Done> {
+    let mut done = Vec::new();
+    while done.len() < wanted {
+        lane.turn().unwrap();
+        while let Some(event) = lane.event() {
+            match event {
+                Event::Done(one) => done.push(one),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    done
+}
+
+fn one(lane: &mut Lane, request: Request) -> Done {
+    lane.begin(Cookie(1), request);
+    finish(lane, 1).pop().unwrap()
+}
+
+fn write(lane: &mut Lane, offset: u64, data: &[u8]) -> Result<(), Errno> {
+    let request = Request::Write {
+        from: part(data),
+        extent: extent(offset, data.len() as u64),
+        durability: Durability::Cached,
+    };
+    one(lane, request).result
+}
+
+/// Begins data mode: the moment of what is dirty is read and thrown away.
+fn climb(service: &Service) {
+    let (_, moments) = Service::moment(&[service]).unwrap();
+    assert_eq!(moments, [Moment::Blocks]);
+    service.end_moment();
+    service.finish_round();
+    service.acknowledge();
+    assert_eq!(service.waiting().mode, Mode::Data);
+}
+
+fn take_all(service: &Service) -> Vec<Entry> {
+    let mut cut = service.end_now();
+    service.take(&mut cut, ByteLen::new(u64::MAX)).unwrap()
+}
+
+fn replay(image: &mut [u8], entries: &[Entry]) {
+    for entry in entries {
+        let range = entry.extent.offset().get() as usize..entry.extent.end().get() as usize;
+        match &entry.change {
+            Change::Write(data) => image[range].copy_from_slice(data),
+            Change::Zeroes | Change::Discard => image[range].fill(0),
+            Change::Unread => panic!("without data: {entry:?}"),
+        }
+    }
+}
+
+fn content(disk: &Loop) -> Vec<u8> {
+    std::fs::read(&disk.file).unwrap()
+}
+
+#[test]
+fn each_request_does_what_it_says() {
+    let disk = Loop::new(16 * MIB);
+    let folder = tempfile::tempdir().unwrap();
+    let (service, resumed) = Service::start(&spec(&disk, folder.path(), 64 * MIB)).unwrap();
+    assert_eq!(resumed, Resumed::Begun);
+    climb(&service);
+    let mut lane = service.lane(8).unwrap();
+    write(&mut lane, 4096, &[1; 8192]).unwrap();
+    write(&mut lane, 512, &[2; 512]).unwrap();
+    let flush = one(&mut lane, Request::Flush);
+    assert_eq!(flush.result, Ok(()));
+    let zeroes = Request::Zeroes {
+        extent: extent(8192, 4096),
+        room: Room::Kept,
+        durability: Durability::Durable,
+    };
+    assert_eq!(one(&mut lane, zeroes).result, Ok(()));
+    let discard = Request::Discard {
+        extent: extent(MIB, MIB),
+    };
+    assert_eq!(one(&mut lane, discard).result, Ok(()));
+    let read = Request::Read {
+        to: part(&[9; 16384]),
+        extent: extent(0, 16384),
+    };
+    let read = one(&mut lane, read);
+    let part_read = read.part.unwrap();
+    let bytes = part_read.bytes();
+    assert!(bytes[512..1024].iter().all(|byte| *byte == 2));
+    assert!(bytes[4096..8192].iter().all(|byte| *byte == 1));
+    assert!(bytes[8192..].iter().all(|byte| *byte == 0));
+    let kinds: Vec<_> = take_all(&service)
+        .iter()
+        .map(|entry| {
+            (
+                entry.extent.offset().get(),
+                std::mem::discriminant(&entry.change),
+            )
+        })
+        .collect();
+    let write = std::mem::discriminant(&Change::Write(bytes::Bytes::new()));
+    let expected = [
+        (4096, write),
+        (512, write),
+        (8192, std::mem::discriminant(&Change::Zeroes)),
+        (MIB, std::mem::discriminant(&Change::Discard)),
+    ];
+    assert_eq!(kinds, expected);
+    // 0 to 3, and the second MiB.
+    assert_eq!(service.dirty_blocks(), 3 + MIB / 4096);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_and_nothing_else_happens() {
+    let disk = Loop::new(MIB);
+    let folder = tempfile::tempdir().unwrap();
+    let (service, _) = Service::start(&spec(&disk, folder.path(), MIB)).unwrap();
+    let mut lane = service.lane(8).unwrap();
+    assert_eq!(write(&mut lane, MIB, &[1; 512]), Err(Errno(libc::ENOSPC)));
+    assert_eq!(write(&mut lane, 100, &[1; 512]), Err(Errno(libc::EINVAL)));
+    assert_eq!(write(&mut lane, 512, &[1; 100]), Err(Errno(libc::EINVAL)));
+    assert_eq!(write(&mut lane, 512, &[]), Err(Errno(libc::EINVAL)));
+    let short = Request::Write {
+        from: part(&[1; 512]),
+        extent: extent(0, 1024),
+        durability: Durability::Cached,
+    };
+    assert_eq!(one(&mut lane, short).result, Err(Errno(libc::EINVAL)));
+    assert_eq!(lane.requests(), 0);
+    assert_eq!(service.dirty_blocks(), 0);
+    assert!(content(&disk).iter().all(|byte| *byte == 0));
+    // A second owner is refused while this one is there.
+    let second = Service::start(&spec(&disk, folder.path(), MIB)).unwrap_err();
+    assert_eq!(second.kind(), libreplica::ErrorKind::Busy);
+}
+
+/// Writes at random places until told to stop; half of all are of whole blocks.
+fn scribble(entrance: &Entrance, seed: u64, size: u64, stop: &AtomicBool) {
+    let mut lane = entrance.lane(32).unwrap();
+    let mut random = Random(seed * 77 + 1);
+    let mut started = 0_u64;
+    while !stop.load(Ordering::Relaxed) || lane.requests() > 0 {
+        while lane.requests() < 16 && !stop.load(Ordering::Relaxed) {
+            started += 1;
+            let sectors = 1 + random.below(24);
+            let offset = random.below(size / 512 - sectors) * 512;
+            let extent = extent(offset, sectors * 512);
+            let cookie = Cookie(started);
+            match random.below(20) {
+                0 => lane.begin(cookie, Request::Discard { extent }),
+                1 => {
+                    let (room, durability) = (Room::MayBeFreed, Durability::Cached);
+                    let zeroes = Request::Zeroes {
+                        extent,
+                        room,
+                        durability,
+                    };
+                    lane.begin(cookie, zeroes);
+                }
+                2 => lane.begin(cookie, Request::Flush),
+                n => {
+                    let fill = vec![random.below(255) as u8 + 1; (sectors * 512) as usize];
+                    let durability = if n == 3 {
+                        Durability::Durable
+                    } else {
+                        Durability::Cached
+                    };
+                    let from = part(&fill);
+                    let write = Request::Write {
+                        from,
+                        extent,
+                        durability,
+                    };
+                    lane.begin(cookie, write);
+                }
+            }
+        }
+        lane.turn().unwrap();
+        while let Some(event) = lane.event() {
+            match event {
+                Event::Done(done) => assert_eq!(done.result, Ok(())),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn overlapping_writes_of_several_lanes_replay_to_the_device() {
+    let size = MIB;
+    for seed in 0..cases(3) {
+        let disk = Loop::new(size);
+        let folder = tempfile::tempdir().unwrap();
+        let (service, _) = Service::start(&spec(&disk, folder.path(), 512 * MIB)).unwrap();
+        climb(&service);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for lane in 0..3 {
+                let (entrance, stop) = (service.entrance(), &stop);
+                scope.spawn(move || scribble(&entrance, seed * 10 + lane, size, stop));
+            }
+            std::thread::sleep(Duration::from_millis(300));
+            stop.store(true, Ordering::Relaxed);
+        });
+        let entries = take_all(&service);
+        assert!(entries.is_sorted_by_key(|entry| entry.time));
+        let counters = service.counters();
+        assert_eq!(counters.changes, entries.len() as u64);
+        assert!(counters.waited > 0, "some overlapped: {counters:?}");
+        let mut image = vec![0; size as usize];
+        replay(&mut image, &entries);
+        assert!(image == content(&disk), "seed {seed}");
+        // Every changed block is dirty.
+        let (_, moments) = Service::moment(&[&service]).unwrap();
+        assert!(matches!(moments[0], Moment::Stream(_)));
+        for entry in &entries {
+            let first = entry.extent.offset().get() / 4096;
+            assert!(service.round().test(BlockNumber::new(first)));
+        }
+    }
+}
+
+/// Each of several writers writes its numbers one after the other, each write after the end
+/// of the one before: so any moment holds all numbers up to one of each writer.
+fn count_up(entrance: &Entrance, writer: u64, slots: u64, stop: &AtomicBool, last: &AtomicU64) {
+    let mut lane = entrance.lane(4).unwrap();
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        number += 1;
+        let at = (writer * slots + number % slots) * 4096;
+        let mut data = vec![0; 4096];
+        data[..8].copy_from_slice(&number.to_le_bytes());
+        write(&mut lane, at, &data).unwrap();
+        last.store(number, Ordering::Release);
+    }
+}
+
+/// The numbers in an image, checked to be those of one moment: the last of each writer.
+fn last_numbers(image: &[u8], writers: u64, slots: u64) -> Vec<u64> {
+    let number = |at: u64| {
+        let start = (at * 4096) as usize;
+        u64::from_le_bytes(image[start..start + 8].try_into().unwrap())
+    };
+    let one = |writer: u64| {
+        let numbers: HashMap<u64, u64> = (0..slots)
+            .map(|slot| (slot, number(writer * slots + slot)))
+            .collect();
+        let last = *numbers.values().max().unwrap();
+        for (slot, number) in numbers {
+            // The newest number up to `last` that goes to this slot.
+            let newest = (last + slots - slot) / slots * slots + slot;
+            let expected = if newest > last {
+                newest.saturating_sub(slots)
+            } else {
+                newest
+            };
+            assert_eq!(
+                number, expected,
+                "writer {writer}, slot {slot}, last {last}"
+            );
+        }
+        last
+    };
+    (0..writers).map(one).collect()
+}
+
+#[test]
+fn a_moment_is_one_while_writes_go_on() {
+    const WRITERS: u64 = 3;
+    // So few that writers come back to blocks that are still to be read.
+    let slots = 29;
+    let size = WRITERS * slots * 4096;
+    let disk = Loop::new(size);
+    let folder = tempfile::tempdir().unwrap();
+    let (service, _) = Service::start(&spec(&disk, folder.path(), 64 * MIB)).unwrap();
+    let stop = AtomicBool::new(false);
+    let last: Vec<_> = (0..WRITERS).map(|_| AtomicU64::new(0)).collect();
+    let mut image = vec![0; size as usize];
+    let mut saved = 0;
+    std::thread::scope(|scope| {
+        for writer in 0..WRITERS {
+            let (entrance, stop, last) = (service.entrance(), &stop, &last[writer as usize]);
+            scope.spawn(move || count_up(&entrance, writer, slots, stop, last));
+        }
+        let _stop = StopAtEnd(&stop);
+        let device = open_direct(&disk.path);
+        for round in 0..cases(30) {
+            std::thread::sleep(Duration::from_millis(5));
+            let before: Vec<_> = last.iter().map(|n| n.load(Ordering::Acquire)).collect();
+            // Data mode would be an end in the stream: begin each round without it.
+            service.reclaim();
+            let (_, moments) = Service::moment(&[&service]).unwrap();
+            assert_eq!(moments, [Moment::Blocks]);
+            let after: Vec<_> = last.iter().map(|n| n.load(Ordering::Acquire)).collect();
+            let blocks: Vec<u64> = service.round().runs().flat_map(|run| run.range()).collect();
+            // From the end, so that many are written before they are read.
+            for n in blocks.into_iter().rev() {
+                let block = &mut image[n as usize * 4096..][..4096];
+                std::thread::sleep(Duration::from_micros(100));
+                read_direct(&device, n * 4096, block);
+                service.take_block(BlockNumber::new(n), block).unwrap();
+            }
+            service.end_moment();
+            service.finish_round();
+            service.acknowledge();
+            let found = last_numbers(&image, WRITERS, slots);
+            for (writer, number) in found.iter().enumerate() {
+                // Nothing older than what had ended, nothing newer than could have begun.
+                assert!(*number >= before[writer], "round {round}");
+                assert!(*number <= after[writer] + 1, "round {round}");
+            }
+            // The stream goes on from the moment.
+            std::thread::sleep(Duration::from_millis(2));
+            let (_, moments) = Service::moment(&[&service]).unwrap();
+            let Moment::Stream(mut cut) = moments[0] else {
+                panic!("not in data mode")
+            };
+            let entries = service.take(&mut cut, ByteLen::new(u64::MAX)).unwrap();
+            replay(&mut image, &entries);
+            last_numbers(&image, WRITERS, slots);
+            service.finish_round();
+            service.acknowledge();
+        }
+        saved += service.counters().copied_out_of_turn;
+    });
+    assert!(saved > 0, "no writer ever came before the reader");
+}
+
+fn read_direct(device: &File, offset: u64, to: &mut [u8]) {
+    let mut memory = AlignedMemory::new(to.len()).unwrap();
+    let len = to.len();
+    let buffer = &mut memory.as_mut_slice()[..len];
+    device.read_exact_at(buffer, offset).unwrap();
+    to.copy_from_slice(buffer);
+}
+
+#[test]
+fn a_full_buffer_lowers_the_mode_and_no_write_waits_for_the_shipper() {
+    let disk = Loop::new(64 * MIB);
+    let folder = tempfile::tempdir().unwrap();
+    let (service, _) = Service::start(&spec(&disk, folder.path(), MIB)).unwrap();
+    climb(&service);
+    let cut = service.end_now();
+    let mut lane = service.lane(8).unwrap();
+    let began = Instant::now();
+    for n in 0..2000 {
+        write(&mut lane, n * 4096, &[n as u8; 4096]).unwrap();
+    }
+    assert!(began.elapsed() < Duration::from_secs(60));
+    let waiting = service.waiting();
+    assert_eq!(waiting.mode, Mode::Bitmap);
+    assert_eq!((waiting.entries, waiting.held.get()), (0, 0));
+    let falls = service.falls();
+    assert_eq!(
+        falls.iter().map(|fall| fall.to).collect::<Vec<_>>(),
+        [Mode::Metadata, Mode::Bitmap]
+    );
+    assert_eq!(service.take(&mut cut.clone(), ByteLen::new(1)), None);
+    assert_eq!(service.dirty_blocks(), 2000);
+    climb(&service);
+    write(&mut lane, 0, &[5; 512]).unwrap();
+    assert_eq!(take_all(&service).len(), 1);
+}
+
+#[test]
+fn what_was_dirty_is_after_a_restart_too() {
+    let disk = Loop::new(64 * MIB);
+    let folder = tempfile::tempdir().unwrap();
+    let spec = spec(&disk, folder.path(), MIB);
+    let (service, _) = Service::start(&spec).unwrap();
+    let mut lane = service.lane(8).unwrap();
+    write(&mut lane, 8192, &[1; 512]).unwrap();
+    write(&mut lane, 20 * MIB, &[1; 8192]).unwrap();
+    let (_, _) = Service::moment(&[&service]).unwrap();
+    write(&mut lane, 40 * MIB, &[1; 4096]).unwrap();
+    drop(lane);
+    service.stop();
+    let (service, resumed) = Service::start(&spec).unwrap();
+    assert_eq!(resumed, Resumed::Unbroken);
+    assert_eq!(service.dirty_blocks(), 4);
+    let runs: Vec<_> = service
+        .pending()
+        .runs()
+        .map(|run| run.start.get())
+        .collect();
+    assert_eq!(runs, [2, 20 * MIB / 4096, 40 * MIB / 4096]);
+}
