@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use libreplica::ErrorKind;
-use libreplica::device::{BlockDevice, DevNo, Freezing, Layers, OpenFor, Queue};
+use libreplica::device::{BlockDevice, DevNo, DiskSeq, Freezing, Layers, OpenFor, Queue, Reach};
 use rig::{LoopDisk, MIB, Mounted, mkfs, mkfs_that_cannot_freeze, mount_in_other_namespace, run};
 use tempfile::TempDir;
 
@@ -244,4 +244,32 @@ fn a_btrfs_over_two_disks_is_found_from_either() {
         assert_eq!(devices.len(), 2, "{devices:?}");
         assert!(layers.hold(&mounted.point.join("sub")).unwrap());
     }
+}
+
+#[test]
+fn a_write_reaches_the_disk_below_and_what_lies_above_but_not_beside() {
+    let folder = folder();
+    let mut disk = LoopDisk::new(folder.path(), "disk", 32 * MIB);
+    let first = disk.add_partition(1, MIB, 8 * MIB);
+    let second = disk.add_partition(2, 16 * MIB, 8 * MIB);
+    let over_second = LoopDisk::over(&second);
+    let number = |path: &Path| {
+        use std::os::unix::fs::MetadataExt;
+        DevNo::from_stat(fs::metadata(path).unwrap().rdev())
+    };
+    let reached = |from: &Path| {
+        let reach = Reach::of(from).unwrap();
+        [&disk.path, &first, &second, &over_second.path].map(|path| reach.has(number(path)))
+    };
+    assert_eq!(reached(&disk.path), [true; 4]);
+    assert_eq!(reached(&disk.file), [true; 4]);
+    assert_eq!(reached(&first), [true, true, false, false]);
+    assert_eq!(reached(&second), [true, false, true, true]);
+    assert_eq!(reached(&over_second.path), [true, false, true, true]);
+    assert!(Reach::of(&folder.path().join("new")).unwrap().is_empty());
+    let device = BlockDevice::open(&disk.path).unwrap();
+    let reach = Reach::of(&first).unwrap();
+    assert!(reach.has_disk(device.devno(), device.diskseq()));
+    let another = DiskSeq::new(device.diskseq().get() + 1);
+    assert!(!reach.has_disk(device.devno(), another));
 }

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use libreplica::primary::{PointSummary, StateDir};
+use libreplica::primary::{PointSummary, StateDir, refuse_target};
 use libreplica::store::{Overwrite, PointSelector, RestoreOptions, RestoreProof, State};
 use libreplica::time::{parse_rfc3339, rfc3339};
 use libreplica::{Error, ErrorKind};
@@ -31,7 +31,7 @@ struct RestoreOutput {
 pub fn run(daemon: &DaemonArgs, args: &RestoreArgs) -> Result<ExitCode, Failure> {
     let output = std::path::absolute(&args.output)?;
     refuse_state(&output)?;
-    refuse_protected(daemon, &output)?;
+    refuse_target(&output, &protected_devices(daemon))?;
     let located = locate(
         daemon,
         &args.volume,
@@ -119,21 +119,4 @@ fn refuse_state(output: &Path) -> Result<(), Failure> {
             .advice("name a file or device outside of it")
             .into()),
     }
-}
-
-/// Nothing is restored over a disk whose image may be the only other copy.
-fn refuse_protected(daemon: &DaemonArgs, output: &Path) -> Result<(), Failure> {
-    let Ok(target) = std::fs::canonicalize(output) else {
-        return Ok(());
-    };
-    for device in protected_devices(daemon) {
-        if std::fs::canonicalize(&device).is_ok_and(|device| device == target) {
-            return Err(Error::new(ErrorKind::Busy, "restore a recovery point")
-                .path(output)
-                .detail("this device is protected")
-                .advice("restore to another one, or unprotect it first")
-                .into());
-        }
-    }
-    Ok(())
 }

@@ -16,6 +16,7 @@ mod encryption;
 mod filesystems;
 mod freeze;
 mod kills;
+mod overwrite;
 mod recall;
 mod resyncs;
 mod root_disk;

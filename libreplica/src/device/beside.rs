@@ -25,7 +25,7 @@ impl Layers {
 }
 
 /// The devices that a stacked one is made of.
-fn below(device: DevNo) -> Vec<DevNo> {
+pub(super) fn below(device: DevNo) -> Vec<DevNo> {
     let Ok(folder) = sysfs::folder(device) else {
         return Vec::new();
     };

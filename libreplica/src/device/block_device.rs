@@ -342,7 +342,7 @@ impl BlockDevice {
     }
 }
 
-fn read_diskseq(folder: &Path) -> DiskSeq {
+pub(super) fn read_diskseq(folder: &Path) -> DiskSeq {
     DiskSeq::new(sysfs::number(folder, "diskseq").unwrap_or(0))
 }
 

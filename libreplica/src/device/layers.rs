@@ -56,6 +56,11 @@ impl Layers {
         })
     }
 
+    /// All filesystems that are mounted from block devices, wherever.
+    pub(super) fn mounted_filesystems() -> Result<Vec<Filesystem>> {
+        Ok(on_block_devices(&mountinfo::all()?))
+    }
+
     /// The filesystems, innermost first: one within a file of another comes before it.
     pub fn filesystems(&self) -> &[Filesystem] {
         &self.filesystems
@@ -214,7 +219,7 @@ fn climb(
 }
 
 /// `base`, its partitions, and whatever dm, md or bcache stack on them.
-fn stacked_on(base: &[DevNo]) -> BTreeSet<DevNo> {
+pub(super) fn stacked_on(base: &[DevNo]) -> BTreeSet<DevNo> {
     let mut all = BTreeSet::new();
     let mut open = base.to_vec();
     while let Some(device) = open.pop() {

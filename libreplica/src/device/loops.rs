@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use crate::device::filesystem::mount_id;
 use crate::device::mountinfo::Mount;
+use crate::device::reach::FileId;
 use crate::device::{DevNo, sysfs};
-use crate::sys::blkdev;
+use crate::sys::blkdev::{self, LoopBacking};
 
 /// What a loop device stands on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub(super) enum Base {
 pub(super) struct Loop {
     pub device: DevNo,
     pub base: Base,
+    /// The file it stands on, if it is one that this kernel tells.
+    pub file: Option<FileId>,
 }
 
 /// All attached loop devices whose base can be told.
@@ -34,19 +37,38 @@ pub(super) fn attached(mounts: &[Mount]) -> Vec<Loop> {
         .map(|name| block.join(name))
         .filter_map(|folder| {
             let path = PathBuf::from(sysfs::text(&folder, "loop/backing_file")?);
+            let node = Path::new("/dev").join(sysfs::device_name(&folder));
+            let backing = File::open(node)
+                .ok()
+                .and_then(|device| blkdev::loop_backing(device).ok());
             Some(Loop {
                 device: sysfs::devno(&folder)?,
-                base: base(&folder, &path, mounts)?,
+                base: base(backing.as_ref(), &path, mounts)?,
+                file: file_of(backing.as_ref(), &path),
             })
         })
         .collect()
 }
 
-fn base(folder: &Path, path: &Path, mounts: &[Mount]) -> Option<Base> {
-    let node = Path::new("/dev").join(sysfs::device_name(folder));
-    let backing = File::open(node)
-        .ok()
-        .and_then(|device| blkdev::loop_backing(device).ok());
+/// Without its node the loop device is asked by the path that sysfs has.
+fn file_of(backing: Option<&LoopBacking>, path: &Path) -> Option<FileId> {
+    match backing {
+        Some(backing) if backing.rdevice == 0 => Some(FileId {
+            device: backing.device,
+            inode: backing.inode,
+        }),
+        Some(_) => None,
+        None => {
+            let meta = path.metadata().ok()?;
+            meta.is_file().then(|| FileId {
+                device: meta.dev(),
+                inode: meta.ino(),
+            })
+        }
+    }
+}
+
+fn base(backing: Option<&LoopBacking>, path: &Path, mounts: &[Mount]) -> Option<Base> {
     if let Some(backing) = backing {
         if backing.rdevice != 0 {
             return Some(Base::Device(DevNo::from_stat(backing.rdevice)));

@@ -32,6 +32,7 @@ mod spec;
 mod state_dir;
 mod status;
 mod tail;
+mod target;
 mod verify;
 mod volume;
 pub mod watchdog;
@@ -44,3 +45,4 @@ pub use status::{
     DifferingRange, LastError, PointSummary, ResyncProgress, ResyncSummary, StatusCounters,
     VerifySummary, VolumeState, VolumeStatus,
 };
+pub use target::refuse_target;
