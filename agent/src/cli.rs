@@ -110,7 +110,7 @@ pub struct ProtectArgs {
     /// The block device: a whole disk, or what lies over one (/dev/sda, /dev/loop0, /dev/dm-3)
     pub device: PathBuf,
     /// The store: a folder or a file:// URL
-    #[arg(long, value_name = "STORE")]
+    #[arg(long, value_name = "STORE", value_parser = text::store)]
     pub to: String,
     /// What to call the volume [default: the device's base name]
     #[arg(long, value_parser = text::name)]
@@ -133,13 +133,15 @@ pub struct ProtectArgs {
     /// Make points together with the other volumes of this group
     #[arg(long, value_name = "NAME")]
     pub group: Option<String>,
-    /// Leave out a partition (/dev/sda2) or a byte range (OFFSET+LENGTH); may be repeated
+    /// Leave out a partition (/dev/sda2) or a byte range (OFFSET+LENGTH), its whole blocks; may
+    /// be repeated
     #[arg(long, value_name = "PARTITION|RANGE")]
     pub exclude: Vec<String>,
-    /// Where logs wait when the store falls behind (inline capture only)
+    /// Where logs wait when the store falls behind (not used by ebpf capture yet)
     #[arg(long, value_name = "DIR")]
     pub spool: Option<PathBuf>,
-    /// Leave out other disks that belong to the same volume group, array or filesystem
+    /// Leave out other disks that belong to the same volume group, array or filesystem; and
+    /// go on with the image of that name in the store, if it is this disk's (seeding)
     #[arg(long)]
     pub force: bool,
     /// Return only when the first copy is durable and its recovery point made
@@ -226,7 +228,7 @@ pub struct PointsArgs {
     #[arg(required_unless_present = "store")]
     pub volume: Option<String>,
     /// Read this store; no daemon is needed
-    #[arg(long, value_name = "STORE")]
+    #[arg(long, value_name = "STORE", value_parser = text::store)]
     pub store: Option<String>,
     /// The volume key, to show labels of an encrypted volume
     #[arg(long, value_name = "FILE")]
@@ -252,7 +254,7 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "PATH")]
     pub output: PathBuf,
     /// Read this store; no daemon is needed
-    #[arg(long, value_name = "STORE")]
+    #[arg(long, value_name = "STORE", value_parser = text::store)]
     pub store: Option<String>,
     /// The volume key
     #[arg(long, value_name = "FILE")]
@@ -292,6 +294,7 @@ pub enum StoreCommand {
 #[derive(Args, Debug)]
 pub struct StoreCheckArgs {
     /// The store: a folder or a file:// URL
+    #[arg(value_parser = text::store)]
     pub store: String,
     /// The volume key, to check what is inside encrypted frames
     #[arg(long, value_name = "FILE")]

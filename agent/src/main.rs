@@ -11,6 +11,7 @@ mod output;
 mod quantity;
 mod requests;
 mod run;
+mod store_folder;
 mod text;
 
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! Names, labels and policies as operators write them: nonsense is told before a daemon is
+//! Names, stores, labels and policies as operators write them: nonsense is told before a daemon is
 //! asked.
 
 use hrl_format::record::Tag;
@@ -6,12 +6,22 @@ use libreplica::policy::Retention;
 use libreplica::store::check_name;
 use libreplica::{Error, ErrorKind, Result};
 
+use crate::store_folder::store_folder;
+
 /// A volume's name, as it was written.
 ///
 /// # Errors
 /// When nothing can be called so.
 pub fn name(text: &str) -> Result<String> {
     check_name(text).map(|()| text.to_owned())
+}
+
+/// A store, as it was written.
+///
+/// # Errors
+/// When it names none.
+pub fn store(text: &str) -> Result<String> {
+    store_folder(text).map(|_| text.to_owned())
 }
 
 /// A list of tiers, as it was written.

@@ -117,9 +117,26 @@ fn pins_of_others_are_refused() {
     assert_eq!(tracked.geometry, pinned.spec.geometry());
     let kind = |pinned: &Pinned| Tracker::adopt(&pinned.spec).unwrap_err().kind();
 
-    let folder = std::mem::replace(&mut pinned.spec.folder, FolderId::from_bytes([9; 16]));
-    assert_eq!(kind(&pinned), ErrorKind::Foreign);
+    // Those of another state folder are not in the way: its own lie beside them.
+    let other = FolderId::from_bytes([9; 16]);
+    let folder = std::mem::replace(&mut pinned.spec.folder, other);
+    assert_eq!(kind(&pinned), ErrorKind::NotFound);
+    let mut beside = Tracker::attach(&pinned.spec).unwrap();
+    write_direct(&disk.path, 0, 4096, 1);
+    assert_eq!(drain(&mut beside).1, [(0, 1)]);
+    let owners = |list: Vec<libreplica::capture::PinInfo>| -> Vec<_> {
+        list.iter().map(|pin| pin.owner).collect()
+    };
+    let all = list_pins(&pinned.spec.pins).unwrap();
+    assert_eq!(owners(all), [Some(folder), Some(other)]);
+    drop(beside);
+    Tracker::adopt(&pinned.spec).unwrap().detach().unwrap();
+    let left = list_pins(&pinned.spec.pins).unwrap();
+    assert_eq!(owners(left), [Some(folder)]);
     pinned.spec.folder = folder;
+    let mut first = Tracker::adopt(&pinned.spec).unwrap();
+    assert_eq!(drain(&mut first).1, [(0, 1)]);
+    drop(first);
     pinned.spec.block = BlockSize::new(8192).unwrap();
     assert_eq!(kind(&pinned), ErrorKind::Resized);
     pinned.spec.block = BlockSize::MIN;
@@ -133,8 +150,8 @@ fn pins_of_others_are_refused() {
     pinned.spec.disk = libreplica::device::BlockDevice::open(&disk.path).unwrap();
     assert_eq!(pinned.spec.disk.devno(), before.devno());
     assert_eq!(kind(&pinned), ErrorKind::Vanished);
-    remove_pins(&pinned.spec.pins, pinned.spec.volume).unwrap();
-    let gone = remove_pins(&pinned.spec.pins, pinned.spec.volume).unwrap_err();
+    remove_pins(&pinned.spec.pins, pinned.spec.volume, pinned.spec.folder).unwrap();
+    let gone = remove_pins(&pinned.spec.pins, pinned.spec.volume, pinned.spec.folder).unwrap_err();
     assert_eq!(gone.kind(), ErrorKind::NotFound);
     Tracker::attach(&pinned.spec).unwrap().detach().unwrap();
 }

@@ -12,21 +12,14 @@ use crate::cli::DaemonArgs;
 use crate::control::client::ask;
 use crate::control::protocol::{Answer, Location, Request};
 use crate::failure::Failure;
+use crate::store_folder::store_folder;
 
 /// The absolute path of a store: a folder or a `file://` URL.
 ///
 /// # Errors
-/// When it is another kind of URL.
+/// When it is nothing, another kind of URL, or one of another machine.
 pub fn store_path(text: &str) -> Result<PathBuf, Failure> {
-    let path = match text.split_once("://") {
-        Some(("file", path)) if path.starts_with('/') => Path::new(path),
-        Some(_) => {
-            return Err(Failure::Usage(format!(
-                "`{text}` is not a store: a folder or file:///FOLDER expected"
-            )));
-        }
-        None => Path::new(text),
-    };
+    let path = store_folder(text).map_err(|error| Failure::Usage(error.to_string()))?;
     Ok(std::path::absolute(path)?)
 }
 

@@ -119,8 +119,13 @@ fn unreadable(id: VolumeId, source: &Error) -> Error {
 }
 
 fn listing(reader: &VolumeReader) -> Result<Listing, Error> {
+    let mut points: Vec<_> = reader.points()?.iter().map(PointSummary::from).collect();
+    if reader.catalogue()?.key.is_some() && !reader.has_key() {
+        // Whether a point has a root is as secret as the root.
+        points.iter_mut().for_each(|point| point.proof = None);
+    }
     Ok(Listing {
-        points: reader.points()?.iter().map(PointSummary::from).collect(),
+        points,
         windows: reader.windows()?.iter().map(WindowSummary::from).collect(),
     })
 }

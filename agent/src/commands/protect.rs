@@ -25,6 +25,7 @@ pub fn run(daemon: &DaemonArgs, args: ProtectArgs) -> Result<ExitCode, Failure> 
         .iter()
         .map(|text| exclusion(text))
         .collect::<Result<_, _>>()?;
+    let spool = args.spool.map(std::path::absolute).transpose()?;
     let request = ProtectRequest {
         device: device.clone(),
         store: store_path(&args.to)?,
@@ -35,7 +36,7 @@ pub fn run(daemon: &DaemonArgs, args: ProtectArgs) -> Result<ExitCode, Failure> 
         key_file: args.key_file.map(|path| existing(&path)).transpose()?,
         group: args.group,
         exclude,
-        spool: args.spool.map(std::path::absolute).transpose()?,
+        spool: spool.clone(),
         force: args.force,
     };
     let answer = ask(
@@ -48,6 +49,13 @@ pub fn run(daemon: &DaemonArgs, args: ProtectArgs) -> Result<ExitCode, Failure> 
             socket: daemon.socket.clone(),
         });
     };
+    if let Some(spool) = &spool {
+        eprintln!(
+            "replica: note: --spool {}: ebpf capture does not use it yet: what waits for the \
+             store waits in the dirty bitmap",
+            spool.display()
+        );
+    }
     eprintln!("{} is protected as volume {name} ({id})", device.display());
     if args.wait {
         wait(daemon, &id)?;

@@ -2,11 +2,12 @@
 //! what works without a daemon.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::stage::{Daemon, LoopDevice, MIB, Place, Volume, assert_restores, replica, run};
+use crate::stage::{Daemon, LoopDevice, MIB, Mount, Place, Volume, assert_restores, replica, run};
 
 fn has_fields(value: &Value, fields: &[&str]) {
     for field in fields {
@@ -27,12 +28,19 @@ fn usage_errors_exit_with_2() {
 #[test]
 fn nonsense_is_told_before_a_daemon_is_asked() {
     let protect = |option: &str, value: &str, word: &str| {
-        replica(&["protect", "/dev/loop0", "--to", "/x", option, value]).fails(2, &[option, word]);
+        let store = if option == "--to" { value } else { "/x" };
+        let mut args = vec!["protect", "/dev/loop0", "--to", store];
+        args.extend([option, value].iter().filter(|_| option != "--to"));
+        replica(&args).fails(2, &[option, word]);
     };
     protect("--retain", "bogus", "bogus");
     protect("--retain", "#0", "#0");
     protect("--name", "", "1 to 255 bytes");
     protect("--name", "a/b", "a/b");
+    protect("--to", "", "no name");
+    protect("--to", "file:///a%2", "%");
+    protect("--to", "file://elsewhere/a", "another machine");
+    replica(&["points", "--store", ""]).fails(2, &["--store"]);
     let long = "x".repeat(1025);
     for (label, word) in [(long.as_str(), "1024"), ("a\x1b[2J", "control")] {
         replica(&["point", "v", "--label", label]).fails(2, &["--label", word]);
@@ -152,9 +160,18 @@ fn status_and_points_have_their_fields() {
         .json();
     has_fields(
         &made,
-        &["id", "epoch", "time", "consistency", "label", "bytes"],
+        &[
+            "id",
+            "epoch",
+            "time",
+            "consistency",
+            "label",
+            "bytes",
+            "proof",
+        ],
     );
     assert_eq!(made["consistency"], "crash");
+    assert_eq!(made["proof"], "root");
     assert!(made["time"].as_str().unwrap().ends_with('Z'), "{made}");
     let points = daemon.replica(&["points", "v", "--json"]).json();
     let listed = points["points"].as_array().unwrap();
@@ -259,6 +276,46 @@ fn restore_chooses_its_point_and_its_target() {
     restore("latest", target.path().to_str().unwrap(), &[]).fails(1, &["--force"]);
     restore("latest", target.path().to_str().unwrap(), &["--force"]).ok();
     assert_restores(&place, &store, "v", "latest", target.path());
+}
+
+#[test]
+fn what_cannot_be_left_out_or_used_is_told() {
+    let place = Place::new();
+    let disk = LoopDevice::new(&place, "disk.img", 16 * MIB);
+    let mount = Mount::make("ext4", disk.path(), &place.at("mounted"));
+    let mut daemon = Daemon::start(&place);
+    let store = place.at("sp ace");
+    let url = format!("file://{}/sp%20ace", place.path().display());
+    let spool = mount.at("spool");
+    let volume = Volume {
+        device: disk.path(),
+        store: Path::new(&url),
+        name: "v",
+        options: &["--exclude", "100+10"],
+    };
+    daemon
+        .try_protect(&volume)
+        .fails(1, &["100", "whole block", "4096"]);
+    daemon
+        .try_protect(&Volume {
+            options: &["--spool", spool.to_str().unwrap()],
+            ..volume
+        })
+        .fails(
+            1,
+            &["the spool", spool.to_str().unwrap(), "this very device"],
+        );
+    assert!(!store.exists());
+    let spool = place.at("spool");
+    let made = daemon.try_protect(&Volume {
+        options: &["--spool", spool.to_str().unwrap(), "--wait"],
+        ..volume
+    });
+    made.ok();
+    for word in ["--spool", "ebpf"] {
+        assert!(made.stderr.contains(word), "{}", made.stderr);
+    }
+    assert!(store.join("replica-store.json").exists());
 }
 
 #[test]

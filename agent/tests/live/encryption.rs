@@ -5,6 +5,8 @@
 use std::fs;
 use std::path::Path;
 
+use serde_json::Value;
+
 use crate::stage::{Daemon, LoopDevice, MIB, Mount, Place, Volume, check_filesystem, replica, run};
 
 /// Whether any file below `folder` holds `secret`.
@@ -43,7 +45,13 @@ fn without_the_key_the_store_gives_up_nothing() {
         options: &options,
     });
     fs::write(mount.at("in-a-log"), "the secret of a log\n".repeat(1000)).unwrap();
-    let point = daemon.point("v", &["--label", "the secret of a label"]);
+    let made = daemon.replica(&["point", "v", "--label", "the secret of a label", "--json"]);
+    let made = made.json();
+    assert_eq!(
+        made["label"], "the secret of a label",
+        "the daemon has the key"
+    );
+    let point = made["id"].as_str().unwrap().to_owned();
     assert!(!holds(&store, "the secret of"));
     let with_key = daemon.replica(&["points", "v", "--json"]).json();
     let listed = with_key["points"]
@@ -51,7 +59,18 @@ fn without_the_key_the_store_gives_up_nothing() {
         .unwrap()
         .iter()
         .find(|p| p["id"] == *point);
-    assert_eq!(listed.unwrap()["label"], "the secret of a label");
+    assert_eq!(listed, Some(&made));
+    assert_eq!(made["proof"], "root");
+    let untold = replica(&["points", "v", "--store", store.to_str().unwrap(), "--json"]).json();
+    let proofs = untold["points"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| &p["proof"]);
+    assert!(
+        proofs.clone().all(Value::is_null),
+        "{untold}: not known without the key"
+    );
     // The daemon has the key in its state folder, or is told it again: it goes on.
     daemon.kill();
     daemon.start_again();

@@ -20,6 +20,7 @@ mod overwrite;
 mod recall;
 mod resyncs;
 mod root_disk;
+mod seeding;
 mod several;
 mod stage;
 mod writes;

@@ -63,7 +63,7 @@ pub(super) fn load(spec: &AttachSpec) -> Result<()> {
     state.set(Word::Probing, probe::ALL);
 
     let folder = spec.pin_folder();
-    let unfinished = pins::unfinished(&folder);
+    let unfinished = pins::unfinished(&spec.pins, spec.volume, spec.folder);
     fs::create_dir(&unfinished).at("pin the tracking programs", &unfinished)?;
     pin_all(&mut loaded, &btf, &unfinished)?;
     fs::rename(&unfinished, &folder).at("pin the tracking programs", &folder)

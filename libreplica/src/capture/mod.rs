@@ -41,7 +41,7 @@ mod tracker;
 
 pub use counters::{Counters, InFlight, WidenCause};
 pub use instance::Observer;
-pub use pins::{PinInfo, Tracked, list_pins, remove_pins};
+pub use pins::{PinInfo, PinStage, Tracked, list_pins, remove_pins};
 pub use proof::{Proof, ProofGap, WriteCounts};
 pub use spec::{AttachSpec, FolderId};
 pub use tracker::{RoundReport, Tracker};

@@ -2,6 +2,15 @@
 //! the programs and the links that keep the programs attached. The folder is filled under
 //! another name and renamed when whole, so that whoever is killed while attaching leaves
 //! nothing that could be taken for a tracker. (Names there must not contain a dot.)
+//!
+//! The folder has the name of the volume's id. Where another state folder has pins of the
+//! same volume, as after a state folder was lost, the state folder's id stands behind it:
+//!
+//! ```text
+//! VOLUME               the first state folder's
+//! VOLUME_FOLDER        another one's, beside them
+//! VOLUME_FOLDER_new    being filled
+//! ```
 
 use std::fs;
 use std::io;
@@ -12,7 +21,7 @@ use std::sync::Arc;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use crate::capture::spec::{FolderId, pin_folder};
+use crate::capture::spec::FolderId;
 use crate::capture::state::{Identity, PARTS, State, VERSION, WORDS};
 use crate::device::{DevNo, DiskSeq};
 use crate::error::{Error, ErrorKind, IoContext, Result};
@@ -39,6 +48,7 @@ pub(super) const FLIGHT: usize = 32;
 
 const BPF_MOUNT: &str = "/sys/fs/bpf";
 const OPEN: &str = "open the tracker's pins";
+const REMOVE: &str = "remove the tracker's pins";
 
 pub(super) fn map_pin(folder: &Path, map: &str) -> PathBuf {
     folder.join(format!("map_{map}"))
@@ -52,11 +62,32 @@ pub(super) fn link_pin(folder: &Path, program: &str) -> PathBuf {
     folder.join(format!("link_{program}"))
 }
 
+/// The folder of the pins that the state folder `owner` has of a volume, or will have.
+pub(super) fn folder_of(pins: &Path, volume: VolumeId, owner: FolderId) -> PathBuf {
+    let (first, beside) = (
+        pins.join(volume.to_string()),
+        pins.join(format!("{volume}_{owner}")),
+    );
+    // Pins whose owner cannot be told are of this volume all the same.
+    let is_others = || owner_of(&first).is_some_and(|found| found != owner);
+    if beside.exists() || is_others() {
+        beside
+    } else {
+        first
+    }
+}
+
 /// Where a folder is filled before it is whole.
-pub(super) fn unfinished(folder: &Path) -> PathBuf {
-    let mut name = folder.file_name().unwrap_or_default().to_owned();
-    name.push("_new");
-    folder.with_file_name(name)
+pub(super) fn unfinished(pins: &Path, volume: VolumeId, owner: FolderId) -> PathBuf {
+    pins.join(format!("{volume}_{owner}_new"))
+}
+
+/// Whose pins these are; `None` if there are none, or they do not tell.
+fn owner_of(folder: &Path) -> Option<FolderId> {
+    let state = State::new(map_words(folder, "state", WORDS).ok()?);
+    (state.version()? == VERSION)
+        .then(|| state.identity())?
+        .map(|identity| identity.folder)
 }
 
 /// What a tracker's pins hold, opened.
@@ -178,32 +209,32 @@ pub(super) fn make_pin_root(pins: &Path) -> Result<()> {
 }
 
 fn remove_folder(folder: &Path) -> Result<()> {
-    const OPERATION: &str = "remove the tracker's pins";
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.at(OPERATION, folder)?,
+        entries => entries.at(REMOVE, folder)?,
     };
     for entry in entries {
-        let path = entry.at(OPERATION, folder)?.path();
-        fs::remove_file(&path).at(OPERATION, &path)?;
+        let path = entry.at(REMOVE, folder)?.path();
+        fs::remove_file(&path).at(REMOVE, &path)?;
     }
-    fs::remove_dir(folder).at(OPERATION, folder)
+    fs::remove_dir(folder).at(REMOVE, folder)
 }
 
-/// Removes what somebody left who did not finish filling `folder`.
-pub(super) fn clear_unfinished(folder: &Path) -> Result<()> {
-    remove_folder(&unfinished(folder))
+/// Removes what somebody left who did not finish filling a folder.
+pub(super) fn clear_unfinished(pins: &Path, volume: VolumeId, owner: FolderId) -> Result<()> {
+    remove_folder(&unfinished(pins, volume, owner))
 }
 
-/// Removes a volume's pins, whole or not, so that nothing is tracked any more.
+/// Removes the pins that a state folder has of a volume, whole or not, so that nothing is
+/// tracked for it any more.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] if there are none; what the file system says.
-pub fn remove_pins(pins: &Path, volume: VolumeId) -> Result<()> {
-    let folder = pin_folder(pins, volume);
-    let rest = unfinished(&folder);
+pub fn remove_pins(pins: &Path, volume: VolumeId, owner: FolderId) -> Result<()> {
+    let folder = folder_of(pins, volume, owner);
+    let rest = unfinished(pins, volume, owner);
     if !folder.exists() && !rest.exists() {
-        return Err(Error::new(ErrorKind::NotFound, "remove the tracker's pins").path(folder));
+        return Err(Error::new(ErrorKind::NotFound, REMOVE).path(folder));
     }
     remove_folder(&rest)?;
     remove_folder(&folder)
@@ -216,8 +247,43 @@ pub struct PinInfo {
     pub volume: VolumeId,
     /// The folder.
     pub path: PathBuf,
+    /// Whose they are: the state folder's id; `None` if neither pins nor name tell.
+    pub owner: Option<FolderId>,
+    /// Whether somebody finished making them.
+    pub stage: PinStage,
     /// What is tracked; `None` for pins that are not whole or of another version.
     pub tracked: Option<Tracked>,
+}
+
+/// How far pins are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PinStage {
+    /// Somebody makes them, or was killed while making them.
+    Unfinished,
+    /// Whole.
+    Whole,
+}
+
+impl PinInfo {
+    /// Removes these pins; none is no error.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn remove(&self) -> Result<()> {
+        remove_folder(&self.path)
+    }
+}
+
+/// Volume, owner and stage of a folder's name.
+fn parse_name(name: &str) -> Option<(VolumeId, Option<FolderId>, PinStage)> {
+    let (name, stage) = match name.strip_suffix("_new") {
+        Some(name) => (name, PinStage::Unfinished),
+        None => (name, PinStage::Whole),
+    };
+    match name.split_once('_') {
+        None => Some((name.parse().ok()?, None, stage)),
+        Some((volume, owner)) => Some((volume.parse().ok()?, Some(FolderId::parse(owner)?), stage)),
+    }
 }
 
 /// What a tracker's pins say of themselves.
@@ -251,7 +317,7 @@ pub fn list_pins(pins: &Path) -> Result<Vec<PinInfo>> {
         let name = path
             .file_name()
             .map(|name| name.to_string_lossy().into_owned());
-        let Some(volume) = name.and_then(|name| name.parse().ok()) else {
+        let Some((volume, owner, stage)) = name.and_then(|name| parse_name(&name)) else {
             continue;
         };
         let tracked = Pins::open(&path).ok().map(|opened| Tracked {
@@ -264,9 +330,34 @@ pub fn list_pins(pins: &Path) -> Result<Vec<PinInfo>> {
         found.push(PinInfo {
             volume,
             path,
+            owner: tracked.as_ref().map(|tracked| tracked.folder).or(owner),
+            stage,
             tracked,
         });
     }
-    found.sort_by_key(|pin| pin.volume);
+    found.sort_by(|a, b| (a.volume, &a.path).cmp(&(b.volume, &b.path)));
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_volume_owner_and_stage() {
+        let volume = VolumeId::random().unwrap();
+        let owner = FolderId::from_bytes([0xa7; 16]);
+        let parse = |name: String| parse_name(&name);
+        let whole = PinStage::Whole;
+        assert_eq!(parse(volume.to_string()), Some((volume, None, whole)));
+        let beside = format!("{volume}_{owner}");
+        assert_eq!(parse(beside.clone()), Some((volume, Some(owner), whole)));
+        let unfinished = unfinished(Path::new("/pins"), volume, owner);
+        let name = unfinished.file_name().unwrap().to_str().unwrap().to_owned();
+        let expected = (volume, Some(owner), PinStage::Unfinished);
+        assert_eq!(parse(name), Some(expected));
+        assert_eq!(parse(format!("{beside}_old")), None);
+        assert_eq!(parse(format!("{volume}_x")), None);
+        assert_eq!(parse("somebody_elses".into()), None);
+    }
 }

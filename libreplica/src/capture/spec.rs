@@ -2,8 +2,9 @@
 //! so that an adopted tracker is known to be the one that was meant.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use crate::capture::pins;
 use crate::device::BlockDevice;
 use crate::geometry::Geometry;
 use crate::id::VolumeId;
@@ -23,6 +24,18 @@ impl FolderId {
     /// Its 16 bytes.
     pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0
+    }
+
+    /// From 32 hexadecimal digits, as it is shown; `None` for anything else.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        let digit = |digit: u8| char::from(digit).to_digit(16);
+        let bytes: Option<Vec<u8>> = pairs
+            .iter()
+            .map(|&[high, low]| u8::try_from(digit(high)? << 4 | digit(low)?).ok())
+            .collect();
+        let bytes = bytes.filter(|_| rest.is_empty())?;
+        bytes.try_into().ok().map(Self)
     }
 }
 
@@ -85,12 +98,8 @@ impl AttachSpec {
         }
     }
 
-    /// The folder of this volume's pins.
+    /// The folder of this volume's pins, there or to be made.
     pub fn pin_folder(&self) -> PathBuf {
-        pin_folder(&self.pins, self.volume)
+        pins::folder_of(&self.pins, self.volume, self.folder)
     }
-}
-
-pub(super) fn pin_folder(pins: &Path, volume: VolumeId) -> PathBuf {
-    pins.join(volume.to_string())
 }

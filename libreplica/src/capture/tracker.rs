@@ -88,9 +88,10 @@ impl Tracker {
     /// the caller's to know (see [`Self::mark_all`] and [`crate::capture::Proof`]).
     ///
     /// # Errors
-    /// [`ErrorKind::Exists`] if the volume has pins already; [`ErrorKind::Vanished`] or
-    /// [`ErrorKind::Resized`] if the disk is not as in `spec`; [`ErrorKind::Kernel`] with
-    /// what the kernel lacks, or if the disk's reads and writes cannot be followed.
+    /// [`ErrorKind::Exists`] if the state folder has pins of the volume already;
+    /// [`ErrorKind::Vanished`] or [`ErrorKind::Resized`] if the disk is not as in `spec`;
+    /// [`ErrorKind::Kernel`] with what the kernel lacks, or if the disk's reads and writes
+    /// cannot be followed.
     pub fn attach(spec: &AttachSpec) -> Result<Self> {
         needs_sequence(&spec.disk)?;
         spec.disk.still_there()?;
@@ -103,7 +104,7 @@ impl Tracker {
                 .volume(spec.volume));
         }
         // What somebody left who was killed while attaching, or failed to.
-        pins::clear_unfinished(&folder)?;
+        pins::clear_unfinished(&spec.pins, spec.volume, spec.folder)?;
         load(spec)?;
         let started = Self::open(spec, grace).and_then(|mut tracker| {
             tracker.begin()?;
@@ -111,7 +112,7 @@ impl Tracker {
         });
         if started.is_err() {
             // The error that matters is the first.
-            let _ = pins::remove_pins(&spec.pins, spec.volume);
+            let _ = pins::remove_pins(&spec.pins, spec.volume, spec.folder);
         }
         started
     }
@@ -121,10 +122,11 @@ impl Tracker {
     /// it did not acknowledge comes back with [`Self::reclaim`].
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] if the volume has no pins; [`ErrorKind::Foreign`] if they
-    /// are another state folder's; [`ErrorKind::Vanished`] if the disk was detached since,
-    /// though it may be back; [`ErrorKind::Resized`] if its size or the block size differ;
-    /// [`ErrorKind::Unsupported`] for pins of another version; [`ErrorKind::Damaged`].
+    /// [`ErrorKind::NotFound`] if the state folder has no pins of the volume;
+    /// [`ErrorKind::Foreign`] if they are another volume's; [`ErrorKind::Vanished`] if the
+    /// disk was detached since, though it may be back; [`ErrorKind::Resized`] if its size or
+    /// the block size differ; [`ErrorKind::Unsupported`] for pins of another version;
+    /// [`ErrorKind::Damaged`].
     pub fn adopt(spec: &AttachSpec) -> Result<Self> {
         let mut tracker = Self::open(spec, Grace::pick()?)?;
         spec.disk.still_there()?;
@@ -328,7 +330,8 @@ impl Tracker {
         let Pins {
             folder, identity, ..
         } = &self.instance.pins;
-        pins::remove_pins(folder.parent().unwrap_or(Path::new("/")), identity.volume)
+        let pins = folder.parent().unwrap_or(Path::new("/"));
+        pins::remove_pins(pins, identity.volume, identity.folder)
     }
 }
 

@@ -12,7 +12,7 @@ use hrl_format::id::VolumeId;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::capture::{self, AttachSpec, FolderId, PinInfo};
+use crate::capture::{self, AttachSpec, FolderId, PinInfo, PinStage};
 use crate::error::{ErrorKind, IoContext, Result};
 use crate::primary::group::Peers;
 use crate::primary::hooks;
@@ -82,12 +82,16 @@ impl Environment {
         locked(&self.freezer)
     }
 
-    /// Removes a volume's pins from bpffs; none is no error.
+    fn folder(&self) -> FolderId {
+        FolderId::from_bytes(self.state.id())
+    }
+
+    /// Removes the pins that this state folder has of a volume; none is no error.
     ///
     /// # Errors
     /// What the system said.
     pub fn remove_pins(&self, volume: VolumeId) -> Result<()> {
-        match capture::remove_pins(Path::new(AttachSpec::PINS), volume) {
+        match capture::remove_pins(Path::new(AttachSpec::PINS), volume, self.folder()) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             removed => removed,
         }
@@ -96,24 +100,21 @@ impl Environment {
     /// The daemon ends: nothing is left to show.
     pub fn end(&self) {
         // Held until the process is gone; one that stays is removed by the next start.
-        let _ = fs::remove_file(owner_file(FolderId::from_bytes(self.state.id())));
+        let _ = fs::remove_file(owner_file(self.folder()));
     }
 
     fn is_stale(&self, pin: &PinInfo) -> bool {
-        pin.tracked.as_ref().is_some_and(|tracked| {
-            *tracked.folder.as_bytes() != self.state.id() && !lives(&owner_file(tracked.folder))
-        })
+        pin.owner
+            .is_some_and(|owner| owner != self.folder() && !lives(&owner_file(owner)))
     }
 
-    /// Removes the pins of this folder whose volume it does not know: those of a `protect`
-    /// or an `unprotect` that was cut short.
+    /// Removes the pins of this folder that are not whole, or whose volume it does not know:
+    /// those of a `protect` or an `unprotect` that was cut short.
     pub fn remove_orphans(&self, known: &[VolumeId]) {
         for pin in capture::list_pins(Path::new(AttachSpec::PINS)).unwrap_or_default() {
-            let ours = pin.tracked.as_ref().is_some_and(|tracked| {
-                *tracked.folder.as_bytes() == self.state.id() && !known.contains(&pin.volume)
-            });
-            if ours {
-                let removed = self.remove_pins(pin.volume);
+            let is_cut_short = pin.stage == PinStage::Unfinished || !known.contains(&pin.volume);
+            if pin.owner == Some(self.folder()) && is_cut_short {
+                let removed = pin.remove();
                 tracing::warn!(volume = %pin.volume, ?removed, "tracking of no known volume");
             }
         }
@@ -131,6 +132,7 @@ impl Environment {
         for pin in pins.iter().filter(|pin| self.is_stale(pin)) {
             tracing::warn!(
                 volume = %pin.volume,
+                state_folder = ?pin.owner,
                 "a dead daemon with another state folder left tracking attached; \
                  `replica unprotect --stale` removes it"
             );
@@ -146,8 +148,14 @@ impl Environment {
         let mut removed = Vec::new();
         for pin in capture::list_pins(Path::new(AttachSpec::PINS))? {
             if self.is_stale(&pin) {
-                self.remove_pins(pin.volume)?;
-                removed.push(format!("the tracking of volume {}", pin.volume));
+                pin.remove()?;
+                let owner = pin
+                    .owner
+                    .map_or_else(String::new, |owner| owner.to_string());
+                let volume = pin.volume;
+                removed.push(format!(
+                    "the tracking of volume {volume} for state folder {owner}"
+                ));
             }
         }
         Ok(removed)
@@ -196,8 +204,10 @@ fn remove_dead_owners() {
     ) else {
         return;
     };
-    let tracked = |pin: &PinInfo| Some(owner_file(pin.tracked.as_ref()?.folder));
-    let needed: Vec<PathBuf> = pins.iter().filter_map(tracked).collect();
+    let needed: Vec<PathBuf> = pins
+        .iter()
+        .filter_map(|pin| pin.owner.map(owner_file))
+        .collect();
     for path in entries.flatten().map(|entry| entry.path()) {
         if needed.contains(&path) {
             continue;

@@ -13,7 +13,10 @@ use crate::key_file::read_key_file;
 use crate::policy::Retention;
 use crate::primary::config::{Phase, Shipping, VolumeConfig};
 use crate::primary::environment::Environment;
+use crate::primary::exclusions::Exclusions;
+use crate::primary::fingerprint;
 use crate::primary::member::{Member, Sink, Source, block_size};
+use crate::primary::source::open_reader;
 use crate::primary::spec::{Exclusion, ProtectSpec, Siblings};
 use crate::store::{Store, VolumeSpec};
 
@@ -45,9 +48,9 @@ pub fn protect(
         block: block_size(spec.block, device.size()),
         sector: device.logical_sector(),
     };
-    let excluded = excluded(&device, &spec.exclude)?;
+    let excluded = excluded(&device, &geometry, &spec.exclude)?;
     let store = Store::open_or_create(&spec.store)?;
-    let place = place(&store, &spec, &name, geometry, key.as_ref())?;
+    let place = place(&store, &spec, &name, geometry, key.as_ref(), &device)?;
     let config = VolumeConfig {
         id: place.id,
         name,
@@ -66,6 +69,7 @@ pub fn protect(
         shipping: Shipping::On,
     };
     let source = Source::attach(&config, device, environment)?;
+    let is_new = place.new.is_some();
     let made = make_image(
         environment,
         &config,
@@ -77,11 +81,22 @@ pub fn protect(
     match made {
         Ok(sink) => Ok((config.clone(), Member::with(&config, source, sink))),
         Err(error) => {
-            let id = config.id;
-            if let Err(error) = source.release().and_then(|()| environment.state.forget(id)) {
+            undo(environment, config.id, source, is_new.then_some(&store));
+            Err(error)
+        }
+    }
+}
+
+/// Takes away what was made of a volume that cannot be protected after all; of the store,
+/// if it is `new` there. Each step is tried, whatever became of the one before.
+fn undo(environment: &Environment, id: VolumeId, source: Source, new: Option<&Store>) {
+    let taken_back = new.map_or(Ok(()), |store| store.take_back_volume(id));
+    for undone in [source.release(), environment.state.forget(id), taken_back] {
+        match undone {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
                 tracing::warn!(volume = %id, "something of it is left behind: {error}");
             }
-            Err(error)
+            _ => {}
         }
     }
 }
@@ -201,21 +216,39 @@ fn refuse_siblings(
         ))
 }
 
-fn excluded(device: &BlockDevice, exclude: &[Exclusion]) -> Result<Vec<Extent>> {
-    exclude
-        .iter()
-        .map(|exclusion| match exclusion {
-            Exclusion::Range(extent) => extent.intersect(device.size().extent()).ok_or_else(|| {
-                Error::new(ErrorKind::Invalid, PROTECT)
-                    .path(device.path())
-                    .detail(format!(
-                        "the range {extent} lies past its {} bytes",
-                        device.size()
-                    ))
-            }),
-            Exclusion::Partition(path) => partition(device, path),
-        })
-        .collect()
+fn excluded(
+    device: &BlockDevice,
+    geometry: &Geometry,
+    exclude: &[Exclusion],
+) -> Result<Vec<Extent>> {
+    let place = |exclusion: &Exclusion| match exclusion {
+        Exclusion::Range(extent) => range(device, *extent),
+        Exclusion::Partition(path) => partition(device, path),
+    };
+    let excluded: Vec<Extent> = exclude.iter().map(place).collect::<Result<_>>()?;
+    let is_nothing = |extent: &&Extent| Exclusions::new(geometry, [**extent]).ranges().is_empty();
+    match excluded.iter().find(is_nothing) {
+        None => Ok(excluded),
+        Some(extent) => Err(Error::new(ErrorKind::Invalid, PROTECT)
+            .path(device.path())
+            .detail(format!(
+                "only whole blocks are left out, and the range {extent} holds no whole block of \
+                 {} bytes",
+                geometry.block.get()
+            ))
+            .advice("name a longer range, or a smaller --block-size")),
+    }
+}
+
+fn range(device: &BlockDevice, extent: Extent) -> Result<Extent> {
+    extent.intersect(device.size().extent()).ok_or_else(|| {
+        Error::new(ErrorKind::Invalid, PROTECT)
+            .path(device.path())
+            .detail(format!(
+                "the range {extent} lies past its {} bytes",
+                device.size()
+            ))
+    })
 }
 
 fn partition(device: &BlockDevice, path: &Path) -> Result<Extent> {
@@ -243,12 +276,13 @@ fn place(
     name: &str,
     geometry: Geometry,
     key: Option<&VolumeKey>,
+    device: &BlockDevice,
 ) -> Result<Place> {
     match store.find(name) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
         Ok(id) if spec.siblings == Siblings::LeaveOut => {
-            let phase = seeded(store, id, geometry, key)?;
+            let phase = seeded(store, id, geometry, key, device)?;
             return Ok(Place {
                 id,
                 phase,
@@ -279,8 +313,10 @@ fn seeded(
     id: VolumeId,
     geometry: Geometry,
     key: Option<&VolumeKey>,
+    device: &BlockDevice,
 ) -> Result<Phase> {
-    let catalogue = store.volume(id, key.cloned())?.catalogue()?;
+    let writer = store.volume_writer(id, key.cloned())?;
+    let catalogue = writer.catalogue();
     if catalogue.size != geometry.size || catalogue.block != geometry.block {
         return Err(Error::new(ErrorKind::Resized, PROTECT)
             .path(store.path())
@@ -296,6 +332,19 @@ fn seeded(
     }
     if catalogue.base.is_none() {
         return Ok(Phase::Baseline);
+    }
+    let mut reader = open_reader(device)?;
+    let likeness = fingerprint::compare(&mut reader, &geometry, &mut writer.read_tip()?)?;
+    if !likeness.agrees() {
+        return Err(Error::new(ErrorKind::Foreign, PROTECT)
+            .path(device.path())
+            .volume(id)
+            .detail(format!(
+                "the image `{}` in the store is of another disk: of {} of its blocks that were \
+                 looked at, the device has {}",
+                catalogue.name, likeness.looked, likeness.same
+            ))
+            .advice("give the device another --name"));
     }
     Ok(Phase::Resync {
         cause: "the image was there before: seeding".to_owned(),

@@ -394,7 +394,12 @@ fn geometry(config: &VolumeConfig, device: &BlockDevice) -> Geometry {
     }
 }
 
-fn open_reader(device: &BlockDevice) -> Result<Reader> {
+/// Reads a device past the page cache.
+///
+/// # Errors
+/// [`ErrorKind::Vanished`] or [`ErrorKind::Resized`] if it is not the disk it was; else as
+/// open(2).
+pub fn open_reader(device: &BlockDevice) -> Result<Reader> {
     let options = ReaderOptions::default();
     let reader = Reader::open(device.node(), device.logical_sector(), options)?;
     // Once it is open it stays the same disk.

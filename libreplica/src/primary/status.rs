@@ -156,6 +156,11 @@ pub struct PointSummary {
     pub group: Option<String>,
     /// Bytes that its epoch takes in the store.
     pub bytes: u64,
+    /// By what a restore proves that it is what was captured: `root`, by the root of the
+    /// digest tree; `chain`, by the seals and checksums of its logs. Null if that is not known:
+    /// of an encrypted volume's point without the key, or from an older version.
+    #[serde(default)]
+    pub proof: Option<String>,
 }
 
 /// Everything `status` tells of one volume.
@@ -285,6 +290,14 @@ impl From<&Point> for PointSummary {
             label: point.label.clone(),
             group: point.group.map(|group| group.to_string()),
             bytes: point.bytes.get(),
+            proof: Some(
+                if point.root.is_some() {
+                    "root"
+                } else {
+                    "chain"
+                }
+                .to_owned(),
+            ),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The store itself: a folder that says that it is one, and the volumes in it. Looking at
 //! a store needs no more than the right to read it; nothing is written by `open`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hrl_format::id::{Generation, GenerationId, KeyId, StoreId, VolumeId};
 use hrl_format::units::GenerationNumber;
@@ -297,6 +297,32 @@ impl Store {
         Ok(id)
     }
 
+    /// Takes back a volume that was just made, and of which nothing was stored.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::State`] if the volume has an image;
+    /// [`ErrorKind::Busy`] if somebody writes to it; what the system refuses.
+    pub fn take_back_volume(&self, id: VolumeId) -> Result<()> {
+        const TAKE_BACK: &str = "take back a volume of the store";
+        let _lock = Lock::take(&self.folder.lock(), TAKE_BACK)?;
+        let folder = self.folder.volume(id);
+        let catalogue = catalogue_file::load(&folder)?.catalogue;
+        let _writer = Lock::take(&folder.lock(), TAKE_BACK)?;
+        if catalogue.base.is_some() || !catalogue.logs.is_empty() {
+            return Err(Error::new(ErrorKind::State, TAKE_BACK)
+                .path(folder.path())
+                .volume(id)
+                .detail("it has an image"));
+        }
+        // Without a catalogue the rest is the trace of an interrupted creation.
+        for copy in folder.catalogues() {
+            durable::remove(&copy)?;
+        }
+        durable::sync_folder(folder.path())?;
+        std::fs::remove_dir_all(folder.path()).at(TAKE_BACK, folder.path())?;
+        durable::sync_folder(&self.folder.volumes())
+    }
+
     /// The folder of a volume that must be there.
     pub(super) fn volume_folder(&self, id: VolumeId) -> VolumeFolder {
         self.folder.volume(id)
@@ -306,8 +332,26 @@ impl Store {
 /// The folder and those above it. Unlike in the store, missing ones are made as `mkdir -p`
 /// does.
 fn create_path(path: &Path) -> Result<()> {
+    if let Some(link) = dangling(path) {
+        let leads = std::fs::read_link(&link).at(CREATE, &link)?;
+        return Err(Error::new(ErrorKind::NotFound, CREATE)
+            .path(path)
+            .detail(format!(
+                "{} is a link to {}, which is not there",
+                link.display(),
+                leads.display()
+            ))
+            .advice("mount or make what it leads to, or name another folder"));
+    }
     let made = std::fs::create_dir_all(path).at(CREATE, path);
     made.map_err(durable::advise)
+}
+
+/// The link on the way of `path` that leads nowhere, if there is one.
+fn dangling(path: &Path) -> Option<PathBuf> {
+    // Where a link is there and what it leads to is not.
+    let is_dangling = |folder: &&Path| folder.symlink_metadata().is_ok() && !folder.exists();
+    path.ancestors().find(is_dangling).map(Path::to_owned)
 }
 
 /// A copy of a disk must not be easier to read than the disk.

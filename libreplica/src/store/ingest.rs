@@ -143,6 +143,15 @@ fn point_of(catalogue: &Catalogue, entry: &LogEntry, tag: &Tag) -> Point {
     }
 }
 
+/// Fills in what an encrypted volume's catalogue leaves out, for who wrote the tags.
+pub(super) fn reveal(points: &mut [Point], tags: &[Tag]) {
+    for (point, tag) in points.iter_mut().zip(tags) {
+        point.label.clone_from(&tag.label);
+        point.group = tag.group;
+        point.root = tag.root;
+    }
+}
+
 /// Bytes of the logs behind the newest point: epochs without one.
 fn since_last_point(catalogue: &Catalogue) -> u64 {
     let base = catalogue.base.map(|base| base.epoch);

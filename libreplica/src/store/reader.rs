@@ -80,6 +80,11 @@ impl VolumeReader {
         Ok(catalogue_file::load(&self.folder)?.catalogue)
     }
 
+    /// Whether it was opened with the volume's key.
+    pub const fn has_key(&self) -> bool {
+        self.key.is_some()
+    }
+
     /// The recovery points, oldest first. Of an encrypted volume labels, groups and roots are there
     /// only if the reader has the key.
     ///

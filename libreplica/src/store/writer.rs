@@ -93,7 +93,8 @@ pub struct Committed {
     pub epoch: Epoch,
     /// The log that brought it; `None` for a raw base.
     pub log: Option<LogId>,
-    /// The recovery points that can be had from now on.
+    /// The recovery points that can be had from now on, with what an encrypted volume's
+    /// catalogue leaves out.
     pub points: Vec<Point>,
     /// What was written for it, in bytes.
     pub bytes: ByteLen,
@@ -301,7 +302,7 @@ impl VolumeWriter {
 
     fn take_in(&mut self, sealed: &SealedEpoch) -> Result<Committed> {
         ingest::check_next(&self.catalogue, &sealed.header)?;
-        let (entry, points) = ingest::added(&self.catalogue, sealed)?;
+        let (entry, mut points) = ingest::added(&self.catalogue, sealed)?;
         for point in &points {
             lease::prepare(&self.folder.point_lease(point.id))?;
         }
@@ -312,6 +313,7 @@ impl VolumeWriter {
         next.logs.push(entry);
         next.points.extend(points.iter().cloned());
         self.save(next)?;
+        ingest::reveal(&mut points, &sealed.tags);
         Ok(Committed {
             epoch: entry.last,
             log: Some(entry.log),

@@ -285,7 +285,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        let _ = remove_pins(&self.spec.pins, self.spec.volume);
+        let _ = remove_pins(&self.spec.pins, self.spec.volume, self.spec.folder);
         let _ = fs::remove_dir(&self.spec.pins);
     }
 }

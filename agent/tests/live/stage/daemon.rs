@@ -334,8 +334,14 @@ impl Drop for Daemon {
             let _ = child.kill();
             let _ = child.wait();
         }
-        for id in &self.ids {
-            let _ = fs::remove_dir_all(Path::new("/sys/fs/bpf/replica").join(id));
+        let Ok(pins) = fs::read_dir("/sys/fs/bpf/replica") else {
+            return;
+        };
+        for pin in pins.flatten() {
+            let name = pin.file_name().to_string_lossy().into_owned();
+            if self.ids.iter().any(|id| name.starts_with(id.as_str())) {
+                let _ = fs::remove_dir_all(pin.path());
+            }
         }
     }
 }

@@ -43,6 +43,42 @@ fn a_folder_with_other_things_in_it_is_not_taken() {
 }
 
 #[test]
+fn a_link_that_leads_nowhere_is_named() {
+    let scratch = Scratch::new();
+    let link = scratch.path().join("link");
+    std::os::unix::fs::symlink("/nowhere/to/be/found", &link).unwrap();
+    for path in [link.clone(), link.join("store")] {
+        let said = Store::open_or_create(&path).unwrap_err().to_string();
+        for word in [link.to_str().unwrap(), "/nowhere/to/be/found"] {
+            assert!(said.contains(word), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_volume_is_taken_back_only_while_it_is_empty() {
+    let scratch = Scratch::new();
+    let store = Store::create(scratch.path()).unwrap();
+    let id = store.create_volume(spec("v")).unwrap();
+    let held = store.volume_writer(id, None).unwrap();
+    let busy = store.take_back_volume(id).unwrap_err();
+    assert_eq!(busy.kind(), ErrorKind::Busy);
+    drop(held);
+    store.take_back_volume(id).unwrap();
+    assert!(!scratch.path().join("volumes").join(id.to_string()).exists());
+    let gone = store.take_back_volume(id).unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::NotFound);
+
+    let id = store.create_volume(spec("v")).unwrap();
+    let mut writer = store.volume_writer(id, None).unwrap();
+    writer.begin_baseline().unwrap().finish().unwrap();
+    drop(writer);
+    let refused = store.take_back_volume(id).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::State);
+    assert_eq!(store.find("v").unwrap(), id);
+}
+
+#[test]
 fn damaged_and_newer_markers_are_told_apart() {
     let scratch = Scratch::new();
     let marker = scratch.path().join("replica-store.json");
