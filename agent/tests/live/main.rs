@@ -17,6 +17,7 @@ mod filesystems;
 mod freeze;
 mod kills;
 mod overwrite;
+mod moments;
 mod recall;
 mod resyncs;
 mod root_disk;
