@@ -3,11 +3,10 @@
 //! - no input panics, and none takes more memory than it has bytes plus a constant;
 //! - the index ascends, without overlaps, within the volume;
 //! - a part of the index is that part of the whole;
-//! - the records up to the last leave behind what the index says, if they are numbered on;
 //! - what a check with the key finds sound is read without an error.
 #![no_main]
 
-use hrl_format::units::{ByteLen, ByteOffset, Extent, Sequence, Timestamp};
+use hrl_format::units::{ByteLen, ByteOffset, Extent};
 use hrl_format::{ExtentKind, FrameBuffer, IndexEntry, Log, Result, VolumeKey, check};
 use libfuzzer_sys::fuzz_target;
 use replica_fuzz::{bounded, file, resum, story};
@@ -43,17 +42,6 @@ fn read(file: &[u8], key: Option<&VolumeKey>) -> Result<()> {
         }
         frame.entries().try_for_each(|entry| entry.map(drop))?;
     }
-    let last = log.seal().records.checked_sub(1).map(Sequence::new);
-    if let Some(Ok(prefix)) = last.map(|last| log.index_until(last)) {
-        let size = prefix.volume_size().get();
-        let within = |entry: IndexEntry| entry.extent.end().get() <= size;
-        assert!(prefix.entries().all(within));
-        if log.check().is_ok_and(|report| report.is_sound()) {
-            assert!(log.index().map_while(Result::ok).eq(prefix.entries()));
-        }
-    }
-    let _ = log.last_record_at(Timestamp::from_nanos(0));
-    let _ = log.time_of(Sequence::new(3));
     let part = Extent::new(ByteOffset::new(5000), ByteLen::new(20_000)).expect("small");
     let whole = log.index().filter_map(|entry| entry.ok()?.clip(part));
     let bisected: Result<Vec<IndexEntry>> = log.index_in(part)?.collect();

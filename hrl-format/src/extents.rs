@@ -2,7 +2,6 @@
 //! where. Kept while writing, sorted and disjoint; it becomes the sealed index.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Range;
 
 use crate::units::{ByteLen, ByteOffset, Extent, FrameNumber, VolumeSize};
 
@@ -76,14 +75,14 @@ impl IndexEntry {
 }
 
 /// A map from bytes of the volume to what they are, built record by record.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct ExtentMap {
     // By the entry's offset. Entries are disjoint, and none continues in the next.
     entries: BTreeMap<u64, Held>,
 }
 
 /// An entry without its offset, in 16 bytes: there may be millions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 struct Held {
     len: u64,
     frame: u32,
@@ -128,22 +127,6 @@ impl Held {
     }
 }
 
-/// The entries of a part of a map, by ascending offset.
-#[derive(Clone, Debug)]
-pub(crate) struct Entries<'a> {
-    rest: Range<'a, u64, Held>,
-    extent: Extent,
-}
-
-impl Iterator for Entries<'_> {
-    type Item = IndexEntry;
-
-    fn next(&mut self) -> Option<IndexEntry> {
-        let (&offset, held) = self.rest.next()?;
-        held.entry(offset).clip(self.extent)
-    }
-}
-
 impl ExtentMap {
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
@@ -153,18 +136,6 @@ impl ExtentMap {
         self.entries
             .iter()
             .map(|(&offset, held)| held.entry(offset))
-    }
-
-    /// The entries that touch `extent`, cut to it.
-    pub(crate) fn iter_in(&self, extent: Extent) -> Entries<'_> {
-        let before = self.before(extent.offset());
-        let first = before
-            .filter(|entry| entry.extent.end() > extent.offset())
-            .map_or(extent.offset(), |entry| entry.extent.offset());
-        Entries {
-            rest: self.entries.range(first.get()..),
-            extent,
-        }
     }
 
     /// Puts `new` over whatever is there.

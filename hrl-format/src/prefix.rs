@@ -2,33 +2,40 @@
 //! time. Found from the frames' tables alone, so that no data is read, and no key is needed.
 //! Of a log in order that is what the volume was between two recovery points.
 //!
-//! Memory is bounded by what the log itself has: two entries for each record at most.
+//! Memory is bounded by what the log itself has: an entry or two for each record.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::extents::{Entries, ExtentMap, IndexEntry};
-use crate::frame::{FrameBuffer, Shape, TableEntry};
+use crate::extents::IndexEntry;
+use crate::frame::{FrameBuffer, TableEntry};
 use crate::layout::RawDirectoryEntry;
 use crate::log::Log;
 use crate::source::ReadAt;
+use crate::state::{LogState, Standing};
 use crate::units::{Extent, FrameNumber, Sequence, Timestamp, VolumeSize};
 
 /// The state that a log leaves behind up to one of its records: an index as the sealed one, in
 /// memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prefix {
-    extents: ExtentMap,
+    entries: Vec<IndexEntry>,
     volume_size: VolumeSize,
 }
 
 impl Prefix {
     /// The state of each extent, by ascending offset.
-    pub fn entries(&self) -> PrefixEntries<'_> {
-        self.entries_in(VolumeSize::new(u64::MAX).extent())
+    pub fn entries(&self) -> &[IndexEntry] {
+        &self.entries
     }
 
     /// The part that touches `extent`, cut to it.
     pub fn entries_in(&self, extent: Extent) -> PrefixEntries<'_> {
-        PrefixEntries(self.extents.iter_in(extent))
+        let first = self
+            .entries
+            .partition_point(|entry| entry.extent.end() <= extent.offset());
+        PrefixEntries {
+            rest: self.entries[first..].iter(),
+            extent,
+        }
     }
 
     /// The volume's size after the record.
@@ -39,13 +46,16 @@ impl Prefix {
 
 /// A part of a [`Prefix`], by ascending offset.
 #[derive(Clone, Debug)]
-pub struct PrefixEntries<'a>(Entries<'a>);
+pub struct PrefixEntries<'a> {
+    rest: std::slice::Iter<'a, IndexEntry>,
+    extent: Extent,
+}
 
 impl Iterator for PrefixEntries<'_> {
     type Item = IndexEntry;
 
     fn next(&mut self) -> Option<IndexEntry> {
-        self.0.next()
+        self.rest.next()?.clip(self.extent)
     }
 }
 
@@ -58,33 +68,34 @@ impl<R: ReadAt> Log<R> {
     /// as one that was merged; [`ErrorKind::Damaged`], [`ErrorKind::Foreign`],
     /// [`ErrorKind::Io`].
     pub fn index_until(&self, last: Sequence) -> Result<Prefix> {
-        let mut extents = ExtentMap::default();
-        let mut volume_size = self.header().volume_size;
+        let mut state = LogState::new(self.header().volume_size);
         let mut found = false;
-        self.each_record(|frame, entry| {
+        self.each_record(|frame, record, entry| {
             if entry.sequence > last {
                 return Ok(Walk::Done);
             }
             let end = entry.shape.extent().map_or(0, |extent| extent.end().get());
-            if end > volume_size.get() {
+            if end > state.volume_size.get() {
                 let what = "a record reaches past the volume's end";
                 return Err(Error::damaged(what).in_frame(frame));
             }
             found = entry.sequence == last;
-            if let Shape::Resize(size) = entry.shape {
-                extents.resize(volume_size, size, frame);
-                volume_size = size;
-            } else if let Some(state) = entry.shape.state(frame, entry.at) {
-                extents.insert(state);
-            }
+            let standing = Standing {
+                frame,
+                record,
+                sequence: entry.sequence,
+                time: entry.time,
+                at: entry.at,
+            };
+            state.apply(entry.shape, standing);
             Ok(Walk::On)
         })?;
         if !found {
             return Err(self.no_record(last));
         }
         Ok(Prefix {
-            extents,
-            volume_size,
+            entries: state.extents.iter().collect(),
+            volume_size: state.volume_size,
         })
     }
 
@@ -95,7 +106,7 @@ impl<R: ReadAt> Log<R> {
     /// As [`Self::index_until`].
     pub fn last_record_at(&self, time: Timestamp) -> Result<Option<Sequence>> {
         let mut last = None;
-        self.each_record(|_, entry| {
+        self.each_record(|_, _, entry| {
             if entry.time <= time {
                 last = Some(entry.sequence);
             }
@@ -139,10 +150,10 @@ impl<R: ReadAt> Log<R> {
         ))
     }
 
-    /// Visits the records in order, each with its frame.
+    /// Visits the records in order: each with its frame, and which of the frame's it is.
     fn each_record(
         &self,
-        mut visit: impl FnMut(FrameNumber, &TableEntry) -> Result<Walk>,
+        mut visit: impl FnMut(FrameNumber, u32, &TableEntry) -> Result<Walk>,
     ) -> Result<()> {
         let mut buffer = FrameBuffer::new();
         let mut next = 0;
@@ -154,8 +165,8 @@ impl<R: ReadAt> Log<R> {
                 return Err(Error::new(ErrorKind::Invalid, what).in_frame(frame));
             }
             next += buffer.records() as u64;
-            for entry in buffer.table() {
-                match visit(frame, &entry)? {
+            for (record, entry) in (0..).zip(buffer.table()) {
+                match visit(frame, record, &entry)? {
                     Walk::On => {}
                     Walk::Done => return Ok(()),
                 }

@@ -258,6 +258,46 @@ fn some_records() -> Vec<Timed> {
         .into()
 }
 
+/// The frames behind a damaged one are judged by themselves.
+#[test]
+fn one_damaged_frame_is_one_finding() {
+    const FRAMES: u64 = 20;
+    for flavour in common::FLAVOURS {
+        let (options, key) = (flavour.options(), flavour.key());
+        let mut begun = header();
+        begun.key = key.as_ref().map(VolumeKey::key_id);
+        let mut writer = LogWriter::create(Vec::new(), begun, &options, key.as_ref()).unwrap();
+        for n in 0..FRAMES {
+            let extent = common::extent(VOLUME - 2 * FRAMES + n, 1);
+            let write = Record::Write {
+                extent,
+                data: &b"x"[..],
+            };
+            let size = VolumeSize::new(VOLUME - n);
+            for record in [write, Record::Resize { size }] {
+                writer.append(&record, Default::default()).unwrap();
+            }
+            writer.flush().unwrap();
+        }
+        let (mut file, seal) = writer.seal().unwrap();
+        assert_eq!(u64::from(seal.frames), FRAMES);
+        for damaged in [0, 7, FRAMES - 1] {
+            let at = (1 + damaged as usize) * PAGE + PAGE - 1;
+            file[at] ^= 1;
+            let report = check(&file, key.as_ref()).unwrap();
+            let [found] = &report.problems[..] else {
+                panic!("{flavour:?}: {:?}", report.problems)
+            };
+            assert_eq!(found.frame().unwrap().get() as u64, damaged);
+            assert_eq!(found.offset().unwrap().get(), (1 + damaged) * PAGE as u64);
+            assert_eq!(report.frames, FRAMES - 1);
+            assert_eq!(report.records, 2 * (FRAMES - 1));
+            file[at] ^= 1;
+        }
+        assert!(sound(&file, key.as_ref()));
+    }
+}
+
 #[test]
 fn another_key_is_refused_by_name() {
     let (mut file, _) = write_log(header(), &some_records(), Flavour::Encrypted);

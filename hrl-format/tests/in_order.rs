@@ -29,7 +29,7 @@ fn model(log: &Log<&Vec<u8>>, prefix: &Prefix) -> Model {
     let mut model = Model::new(prefix.volume_size());
     let mut frame = FrameBuffer::new();
     for entry in prefix.entries() {
-        model.put(log, &entry, &mut frame);
+        model.put(log, entry, &mut frame);
     }
     model
 }
@@ -79,7 +79,7 @@ proptest! {
         if let Some(last) = behind.get().checked_sub(1) {
             let sealed: Vec<_> = log.index().map(Result::unwrap).collect();
             let whole = log.index_until(Sequence::new(last)).unwrap();
-            prop_assert_eq!(whole.entries().collect::<Vec<_>>(), sealed);
+            prop_assert_eq!(whole.entries(), &sealed[..]);
         }
     }
 
@@ -94,7 +94,7 @@ proptest! {
         let prefix = log.index_until(Sequence::new(last)).unwrap();
         let part = extent(at, len);
         let found: Vec<_> = prefix.entries_in(part).collect();
-        let expected = prefix.entries().filter_map(|entry| entry.clip(part));
+        let expected = prefix.entries().iter().filter_map(|entry| entry.clip(part));
         prop_assert_eq!(found, expected.collect::<Vec<_>>());
     }
 

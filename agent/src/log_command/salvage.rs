@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use hrl_format::{ErrorKind as Kind, salvage};
+use hrl_format::units::ByteOffset;
+use hrl_format::{ErrorKind as Kind, Log, Salvaged, salvage};
 use libreplica::{Error, ErrorKind};
 
 use super::input::{Input, key};
@@ -31,7 +32,8 @@ pub struct SalvageArgs {
 /// Salvages a torn log, and says what was left behind.
 ///
 /// # Errors
-/// If the log is sealed and sound, or not even its header is whole; else what failed.
+/// If the log is sealed and sound, or not even its header and first frame are whole; then
+/// nothing is written. Else what failed.
 pub fn run(args: &SalvageArgs) -> Result<ExitCode, Failure> {
     let operation = "salvage the log";
     let key = key(args.key_file.as_deref())?;
@@ -46,7 +48,18 @@ pub fn run(args: &SalvageArgs) -> Result<ExitCode, Failure> {
                 .detail("it is sealed and sound: there is nothing to salvage"),
             _ => input.native_error(operation, error),
         })?;
+    if salvaged.seal.frames == 0 {
+        return Err(nothing(&input, operation, &salvaged).into());
+    }
     new.finish()?;
+    if Log::open(input.file(), key.as_ref()).is_ok() {
+        eprintln!(
+            "replica: {}: warning: it was sealed, so it is damaged, not torn: all behind byte {} \
+             is left out, whole or not; another copy of it is better than this",
+            input.path().display(),
+            salvaged.cut
+        );
+    }
     let left = input.len()?.saturating_sub(salvaged.cut.get());
     println!(
         "log {}: {} frames, {} records kept of log {}",
@@ -63,4 +76,13 @@ pub fn run(args: &SalvageArgs) -> Result<ExitCode, Failure> {
         salvaged.cut, salvaged.cause
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// Not one frame is whole: a log of it would say that nothing had changed.
+fn nothing(input: &Input, operation: &'static str, salvaged: &Salvaged) -> Error {
+    Error::log(operation, salvaged.cause.clone())
+        .path(input.path())
+        .offset(ByteOffset::new(salvaged.cut.get()))
+        .detail("nothing of it is whole, and nothing is written")
+        .advice("take another copy")
 }

@@ -4,6 +4,7 @@ use super::CheckReport;
 use crate::error::{Error, Result};
 use crate::frame::{FrameBuffer, MarkDetail, Shape, TableEntry, TagMark};
 use crate::header::RecordOrder;
+use crate::layout::RawDirectoryEntry;
 use crate::log::Log;
 use crate::seal::Mark;
 use crate::source::ReadAt;
@@ -64,6 +65,8 @@ pub(super) fn check<R: ReadAt>(log: &Log<R>, report: &mut CheckReport) -> Result
                 report.note(skipped)?;
             }
         }
+        // A frame that is not whole is no reproach to those behind it.
+        pass.records = pass.records_behind(&entry);
     }
     if complete {
         report.note(pass.check_totals(position))?;
@@ -99,12 +102,26 @@ impl<R: ReadAt> Pass<'_, R> {
         Ok(())
     }
 
-    /// Leaves out the marks of a frame that is not whole.
+    /// Leaves out the marks of a frame that is not whole, but for what they say of the
+    /// frames behind it: how large the volume is.
     fn skip_marks(&mut self, frame: FrameNumber) -> Result<()> {
-        while self.next_mark.is_some_and(|mark| mark.frame <= frame) {
+        while let Some(mark) = self.next_mark.filter(|mark| mark.frame <= frame) {
+            if let MarkDetail::Resize(size) = mark.detail {
+                self.volume_size = size;
+            }
             self.advance_mark()?;
         }
         Ok(())
+    }
+
+    /// How many records there are up to the end of a listed frame. Frames that were moved
+    /// keep the numbers that they had elsewhere.
+    fn records_behind(&self, entry: &RawDirectoryEntry) -> u64 {
+        let before = match self.log.page.features.moved {
+            true => self.records,
+            false => entry.first_sequence.get(),
+        };
+        before.saturating_add(u64::from(entry.records.get()))
     }
 
     fn check_frame(&mut self, frame: FrameNumber) -> Result<()> {
@@ -112,7 +129,8 @@ impl<R: ReadAt> Pass<'_, R> {
         let numbered_on = !self.log.page.features.moved || header.order == RecordOrder::AsCompleted;
         if numbered_on && self.frame.first_sequence().get() != self.records {
             let what = "a frame's records are not numbered on";
-            return Err(Error::damaged(what).in_frame(frame));
+            let at = self.frame.position();
+            return Err(Error::damaged(what).in_frame(frame).at(at));
         }
         if self.log.key.is_some() || self.log.header().key.is_none() {
             self.frame.open(self.log.key.as_ref())?;
@@ -125,7 +143,6 @@ impl<R: ReadAt> Pass<'_, R> {
             self.check_record(frame, record, entry)
                 .map_err(|error| error.in_frame(frame).at(self.frame.position()))?;
         }
-        self.records += table.len() as u64;
         self.data += self.frame.data_len() as u64;
         Ok(())
     }

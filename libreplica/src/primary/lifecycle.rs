@@ -101,6 +101,7 @@ fn step(
         member.bring_up(volume, environment)?;
         member.look_at_lag();
         volume.publish(|status| member.describe(status));
+        has_image_already(volume, environment, &mut member)?;
         let config = volume.config();
         match &config.phase {
             Phase::Baseline => {
@@ -139,6 +140,25 @@ fn step(
         return Ok(LOOK_AGAIN);
     }
     due_point(volume, environment, rhythm, config.every)
+}
+
+/// Compares where the settings speak of a first copy and the store has one: whoever made it
+/// was killed before that was written down, or somebody put back older settings. What was
+/// tracked since is not known to be all.
+fn has_image_already(
+    volume: &Volume,
+    environment: &Environment,
+    member: &mut Member,
+) -> Result<()> {
+    let has_image = member.live()?.1.writer.catalogue().base.is_some();
+    if volume.config().phase != Phase::Baseline || !has_image {
+        return Ok(());
+    }
+    change_config(volume, environment, |config| {
+        config.phase = Phase::Resync {
+            cause: "the image was complete, and that was not written down".to_owned(),
+        };
+    })
 }
 
 /// Makes the point if it is due; returns the time until the next is.

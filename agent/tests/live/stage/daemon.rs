@@ -112,6 +112,8 @@ pub struct Daemon {
     state: PathBuf,
     socket: PathBuf,
     log: PathBuf,
+    /// What it is started by: a program that ends in running the rest of its arguments.
+    within: Vec<String>,
     ids: Vec<String>,
 }
 
@@ -133,6 +135,22 @@ impl Daemon {
             state: state.to_owned(),
             socket: socket.to_owned(),
             log: log.to_owned(),
+            within: Vec::new(),
+            ids: Vec::new(),
+        };
+        daemon.start_again();
+        daemon
+    }
+
+    /// Starts one as [`Self::start`] does, by a program that ends in running the rest of its
+    /// arguments: `env`, `setpriv`, a shell in a mount namespace of its own.
+    pub fn start_within(place: &Place, program: &[&str]) -> Self {
+        let mut daemon = Self {
+            child: None,
+            state: place.folder("state"),
+            socket: place.at("agent.sock"),
+            log: place.at("agent.log"),
+            within: program.iter().map(|&word| word.to_owned()).collect(),
             ids: Vec::new(),
         };
         daemon.start_again();
@@ -147,8 +165,9 @@ impl Daemon {
             .append(true)
             .open(&self.log)
             .unwrap();
-        let mut command = Command::new(BINARY);
-        command.arg("run");
+        let mut words = self.within.iter().map(String::as_str).chain([BINARY]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).arg("run");
         let config = self.log.with_extension("toml");
         if config.exists() {
             command.arg("--config").arg(config);
