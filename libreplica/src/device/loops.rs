@@ -82,30 +82,74 @@ fn base(backing: Option<&LoopBacking>, path: &Path, mounts: &[Mount]) -> Option<
     superblock_of(path, mounts).map(Base::Superblock)
 }
 
+/// The kernel stacks no more than two, one on the other (`FILESYSTEM_MAX_STACK_DEPTH`).
+const OVERLAYS: usize = 2;
+
 /// The superblock that holds `path`, or would if it existed; overlays are followed to
 /// where their changes go.
 pub(super) fn superblock_of(path: &Path, mounts: &[Mount]) -> Option<DevNo> {
-    let place = path.ancestors().find_map(|ancestor| {
-        OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_PATH)
-            .open(ancestor)
-            .ok()
-    })?;
-    let by_mount = mount_id(&place).and_then(|id| mounts.iter().find(|mount| mount.id == id));
-    let superblock = match by_mount {
-        Some(mount) => mount.superblock,
-        None => DevNo::from_stat(place.metadata().ok()?.dev()),
-    };
-    followed(superblock, mounts)
+    let place = path.ancestors().find_map(|ancestor| place(ancestor))?;
+    followed(superblock_at(&place, mounts)?, mounts)
 }
 
-fn followed(superblock: DevNo, mounts: &[Mount]) -> Option<DevNo> {
-    let overlay = mounts
-        .iter()
-        .find(|mount| mount.superblock == superblock && mount.kind == "overlay");
-    match overlay.and_then(|mount| mount.option("upperdir")) {
-        Some(upper) => superblock_of(Path::new(upper), mounts),
-        None => Some(superblock),
+fn place(path: &Path) -> Option<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(path)
+        .ok()
+}
+
+fn superblock_at(place: &File, mounts: &[Mount]) -> Option<DevNo> {
+    let by_mount = mount_id(place).and_then(|id| mounts.iter().find(|mount| mount.id == id));
+    match by_mount {
+        Some(mount) => Some(mount.superblock),
+        None => Some(DevNo::from_stat(place.metadata().ok()?.dev())),
+    }
+}
+
+/// Where an overlay's changes go, as far down as it can be seen. In a container, and where
+/// the root folder is an overlay made at boot, the folder that takes them has no name; then
+/// the overlay itself is all that can be told.
+fn followed(mut superblock: DevNo, mounts: &[Mount]) -> Option<DevNo> {
+    for _ in 0..OVERLAYS {
+        let overlay = mounts
+            .iter()
+            .find(|mount| mount.superblock == superblock && mount.kind == "overlay");
+        let Some(upper) = overlay.and_then(|mount| mount.option("upperdir")) else {
+            break;
+        };
+        let Some(upper) = place(Path::new(upper)) else {
+            break;
+        };
+        superblock = superblock_at(&upper, mounts)?;
+    }
+    Some(superblock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::mountinfo;
+
+    #[test]
+    fn an_overlay_whose_upper_folder_has_no_name_is_its_own_place() {
+        let mut mounts = mountinfo::own().unwrap();
+        let id = mount_id(&place(Path::new("/")).unwrap());
+        let root = mounts
+            .iter_mut()
+            .find(|mount| Some(mount.id) == id)
+            .unwrap();
+        root.kind = "overlay".into();
+        let superblock = root.superblock;
+        // Nowhere; and a name that now means something else, within the overlay itself.
+        for upper in ["/no/such/upper", "/"] {
+            let root = mounts
+                .iter_mut()
+                .find(|mount| Some(mount.id) == id)
+                .unwrap();
+            root.options = format!("rw,lowerdir=/no/such/lower,upperdir={upper}");
+            assert_eq!(superblock_of(Path::new("/"), &mounts), Some(superblock));
+        }
     }
 }
