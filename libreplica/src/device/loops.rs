@@ -88,7 +88,7 @@ const OVERLAYS: usize = 2;
 /// The superblock that holds `path`, or would if it existed; overlays are followed to
 /// where their changes go.
 pub(super) fn superblock_of(path: &Path, mounts: &[Mount]) -> Option<DevNo> {
-    let place = path.ancestors().find_map(|ancestor| place(ancestor))?;
+    let place = path.ancestors().find_map(place)?;
     followed(superblock_at(&place, mounts)?, mounts)
 }
 

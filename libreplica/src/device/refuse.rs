@@ -35,6 +35,7 @@ pub(super) fn partition(path: &Path, folder: &Path) -> Result<()> {
 
 pub(super) fn unseen_writes(device: &BlockDevice) -> Result<()> {
     path_of_multipath(device)?;
+    one_of_several_paths(device)?;
     page_io(device)?;
     dax(device)
 }
@@ -56,6 +57,39 @@ fn path_of_multipath(device: &BlockDevice) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Two disks with one identity, and nothing that makes one disk of them: the kernel shows
+/// each way to it, a port or a controller, as a disk of its own.
+fn one_of_several_paths(device: &BlockDevice) -> Result<()> {
+    let Some(identity) = identity(device.sysfs()) else {
+        return Ok(());
+    };
+    let block = Path::new("/sys/block");
+    let twin = sysfs::names(block).into_iter().find(|name| {
+        let folder = block.join(name);
+        // Those of NVMe multipath are hidden: the disk that it makes is the one to name.
+        name != device.name()
+            && sysfs::text(&folder, "hidden").as_deref() != Some("1")
+            && self::identity(&folder).as_ref() == Some(&identity)
+    });
+    match twin {
+        None => Ok(()),
+        Some(twin) => Err(Error::new(ErrorKind::Invalid, OPERATION)
+            .path(device.path())
+            .detail(format!(
+                "/dev/{twin} is another path to the same disk, {identity}: writes may take either"
+            ))
+            .advice(
+                "make one disk of them and name it: multipathd, or nvme_core.multipath=Y for NVMe",
+            )),
+    }
+}
+
+/// What the disk itself says that it is, unique in the world: NVMe's, or SCSI's.
+fn identity(folder: &Path) -> Option<String> {
+    let own = sysfs::text(folder, "wwid").or_else(|| sysfs::text(&folder.join("device"), "wwid"));
+    own.filter(|identity| !identity.is_empty())
 }
 
 /// Before 6.3 these drivers took swap and page-cache pages by `rw_page`, without a bio.
