@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::stage::{
-    Bank, Daemon, LoopDevice, MIB, Mount, Place, Volume, check_filesystem, restore, run,
+    Bank, Daemon, LoopDevice, MIB, Mount, Place, Volume, check_filesystem, check_vfat, restore, run,
 };
 
 /// Swap that is on, until dropped.
@@ -103,7 +103,7 @@ fn efi_root_and_active_swap() {
 
     let image = restore(&place, &store, "sda", &point);
     let part = cut_out(&image, &place, 1, 40);
-    run("fsck.vfat", ["-n", part.to_str().unwrap()]);
+    check_vfat(&part);
     let text = "set timeout=5\n".as_bytes();
     if with_file {
         check_filesystem("vfat", &part, &place, |mounted| {

@@ -8,7 +8,7 @@ mod device;
 mod load;
 mod place;
 
-pub use compare::{assert_restores, check_filesystem, restore};
+pub use compare::{assert_restores, check_filesystem, check_vfat, restore};
 pub use daemon::{Daemon, Reply, Volume, replica};
 pub use device::{LoopDevice, Mount, Zram};
 pub use load::{Bank, Fio, write_random};
