@@ -101,6 +101,27 @@ fn take_all(service: &Service) -> Vec<Entry> {
     service.take(&mut cut, ByteLen::new(u64::MAX)).unwrap()
 }
 
+/// The entries up to a cut. It is refused until what discards have left within blocks, and
+/// failed writes, has been read back.
+fn next_cut(service: &Service) -> Vec<Entry> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match Service::moment(&[service]) {
+            Ok((_, moments)) => {
+                let Moment::Stream(mut cut) = moments[0] else {
+                    panic!("not in data mode")
+                };
+                return service.take(&mut cut, ByteLen::new(u64::MAX)).unwrap();
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), libreplica::ErrorKind::State);
+                assert!(Instant::now() < deadline, "{error}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
 fn replay(image: &mut [u8], entries: &[Entry]) {
     for entry in entries {
         let range = entry.extent.offset().get() as usize..entry.extent.end().get() as usize;
@@ -167,6 +188,36 @@ fn each_request_does_what_it_says() {
     assert_eq!(kinds, expected);
     // 0 to 3, and the second MiB.
     assert_eq!(service.dirty_blocks(), 3 + MIB / 4096);
+}
+
+#[test]
+fn a_discard_leaves_blocks_undefined_and_its_edges_are_read_back() {
+    let disk = Loop::new(16 * MIB);
+    let folder = tempfile::tempdir().unwrap();
+    let (service, _) = Service::start(&spec(&disk, folder.path(), 64 * MIB)).unwrap();
+    let mut lane = service.lane(8).unwrap();
+    write(&mut lane, 0, &[3; 64 << 10]).unwrap();
+    climb(&service);
+    let discard = Request::Discard {
+        extent: extent(512, 16384),
+    };
+    assert_eq!(one(&mut lane, discard).result, Ok(()));
+    let undefined = || -> Vec<u64> {
+        let all = (0..16).filter(|n| service.is_undefined(BlockNumber::new(*n)));
+        all.collect()
+    };
+    assert_eq!(undefined(), [1, 2, 3]);
+    write(&mut lane, 8192, &[4; 512]).unwrap();
+    assert_eq!(undefined(), [1, 3]);
+    let entries = next_cut(&service);
+    let mut image = vec![3; 16 * MIB as usize];
+    image[64 << 10..].fill(0);
+    replay(&mut image, &entries);
+    let device = content(&disk);
+    for n in (0..4096).filter(|n| ![1, 3].contains(n)) {
+        let block = n * 4096..(n + 1) * 4096;
+        assert!(image[block.clone()] == device[block], "block {n}");
+    }
 }
 
 #[test]
@@ -261,7 +312,7 @@ fn overlapping_writes_of_several_lanes_replay_to_the_device() {
             std::thread::sleep(Duration::from_millis(300));
             stop.store(true, Ordering::Relaxed);
         });
-        let entries = take_all(&service);
+        let entries = next_cut(&service);
         assert!(entries.is_sorted_by_key(|entry| entry.time));
         let counters = service.counters();
         assert_eq!(counters.changes, entries.len() as u64);
@@ -270,8 +321,6 @@ fn overlapping_writes_of_several_lanes_replay_to_the_device() {
         replay(&mut image, &entries);
         assert!(image == content(&disk), "seed {seed}");
         // Every changed block is dirty.
-        let (_, moments) = Service::moment(&[&service]).unwrap();
-        assert!(matches!(moments[0], Moment::Stream(_)));
         for entry in &entries {
             let first = entry.extent.offset().get() / 4096;
             assert!(service.round().test(BlockNumber::new(first)));
@@ -370,11 +419,7 @@ fn a_moment_is_one_while_writes_go_on() {
             }
             // The stream goes on from the moment.
             std::thread::sleep(Duration::from_millis(2));
-            let (_, moments) = Service::moment(&[&service]).unwrap();
-            let Moment::Stream(mut cut) = moments[0] else {
-                panic!("not in data mode")
-            };
-            let entries = service.take(&mut cut, ByteLen::new(u64::MAX)).unwrap();
+            let entries = next_cut(&service);
             replay(&mut image, &entries);
             last_numbers(&image, WRITERS, slots);
             service.finish_round();
@@ -433,7 +478,7 @@ fn what_was_dirty_is_after_a_restart_too() {
     let (_, _) = Service::moment(&[&service]).unwrap();
     write(&mut lane, 40 * MIB, &[1; 4096]).unwrap();
     drop(lane);
-    service.stop();
+    drop(service);
     let (service, resumed) = Service::start(&spec).unwrap();
     assert_eq!(resumed, Resumed::Unbroken);
     assert_eq!(service.dirty_blocks(), 4);

@@ -94,7 +94,7 @@ pub(super) struct State {
     outside: VecDeque<(Owner, Extent)>,
     regions_entered: usize,
     swaps: u64,
-    /// Where changes failed: to be read back.
+    /// Where changes failed, or discards ended within a block: to be read back.
     pub unknown: Vec<Extent>,
     pub falls: VecDeque<Fall>,
     pub counters: InlineCounters,
@@ -284,6 +284,15 @@ impl Interceptor {
 
     /// Puts a change into the backlog, as the newest.
     pub(super) fn record(&self, state: &mut State, extent: Extent, change: Change) {
+        if matches!(change, Change::Discard) {
+            let before = state.unknown.len();
+            state.unknown.extend(self.ledger.discard(extent));
+            if state.unknown.len() > before {
+                self.usher.notify_one();
+            }
+        } else {
+            self.ledger.define(extent);
+        }
         state.counters.changes += 1;
         state.counters.bytes += extent.len().get();
         let before = state.backlog.held().get();

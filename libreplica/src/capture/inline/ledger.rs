@@ -7,6 +7,10 @@
 //!
 //! After a loss of power the file holds what was flushed, and perhaps more. What it lacks
 //! then is in the activity log.
+//!
+//! A fourth bitmap beside them says which blocks are undefined: given up by a discard and not
+//! written since. What the device reads there is no difference to the image, which has
+//! zeroes. After a restart of the machine nothing is taken for undefined.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
@@ -21,10 +25,10 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::geometry::Geometry;
 use crate::id::VolumeId;
 use crate::sys::memory::SharedWords;
-use crate::units::Extent;
+use crate::units::{ByteOffset, Extent};
 
 /// The header: magic 8, version 4, block size 4, volume id 16, volume size 8, boot id 16,
-/// CRC32 of what is before it 4; little-endian; zeroes to 4096. Then the three bitmaps.
+/// CRC32 of what is before it 4; little-endian; zeroes to 4096. Then the four bitmaps.
 const HEADER: usize = 4096;
 const MAGIC: [u8; 8] = *b"\x89HRLDB\r\n";
 const VERSION: u32 = 1;
@@ -50,6 +54,7 @@ pub struct Ledger {
     geometry: Geometry,
     live: [Bitmap; 2],
     epoch: Bitmap,
+    undefined: Bitmap,
     active: AtomicUsize,
 }
 
@@ -98,6 +103,8 @@ impl Ledger {
         if survived == Survived::Flushed {
             ledger.live.iter().for_each(Bitmap::reconnect);
             ledger.epoch.reconnect();
+            ledger.undefined.reconnect();
+            ledger.undefined.clear();
         }
         ledger.reclaim();
         Ok((ledger, survived))
@@ -115,7 +122,7 @@ impl Ledger {
 
     fn map(file: File, path: &Path, volume: VolumeId, geometry: Geometry) -> Result<Self> {
         let layout = Layout::for_blocks(geometry.blocks());
-        let region = SharedWords::map(file.as_fd(), HEADER / 8 + 3 * layout.words());
+        let region = SharedWords::map(file.as_fd(), HEADER / 8 + 4 * layout.words());
         let region = Arc::new(region.at(OPEN, path)?);
         let part = |n: usize| {
             let start = HEADER / 8 + n * layout.words();
@@ -125,6 +132,7 @@ impl Ledger {
         Ok(Self {
             live: [part(0)?, part(1)?],
             epoch: part(2)?,
+            undefined: part(3)?,
             region: Arc::clone(&region),
             file,
             path: path.to_owned(),
@@ -148,6 +156,45 @@ impl Ledger {
     pub fn mark(&self, extent: Extent) {
         if let Some(run) = self.geometry.run_of(extent) {
             self.live().set_run(run);
+        }
+    }
+
+    /// Blocks that were discarded and not written since.
+    pub const fn undefined(&self) -> &Bitmap {
+        &self.undefined
+    }
+
+    /// The device has discarded `extent`: returns the parts of it that are less than a
+    /// block, of which nobody can say what they hold. Not beside another change of them.
+    pub fn discard(&self, extent: Extent) -> impl Iterator<Item = Extent> {
+        let block = u64::from(self.geometry.block.get());
+        let (start, end) = (extent.offset().get(), extent.end().get());
+        let first = start.next_multiple_of(block).min(end);
+        // The volume's last block may be short.
+        let last = if end == self.geometry.size.get() {
+            end
+        } else {
+            (end / block * block).max(first)
+        };
+        let part = |from: u64, to: u64| Extent::between(ByteOffset::new(from), ByteOffset::new(to));
+        if let Some(run) = self.geometry.run_of(part(first, last)) {
+            self.undefined.set_run(run);
+        }
+        let edges = [part(start, first), part(last, end)];
+        edges.into_iter().filter(|edge| !edge.is_empty())
+    }
+
+    /// The device has written `extent`: it is defined. Not beside another change of it.
+    pub fn define(&self, extent: Extent) {
+        if let Some(run) = self.geometry.run_of(extent)
+            && self
+                .undefined
+                .runs()
+                .from(run.start)
+                .next()
+                .is_some_and(|next| next.start < run.end)
+        {
+            self.undefined.clear_run(run);
         }
     }
 
@@ -197,7 +244,7 @@ impl Ledger {
 }
 
 fn file_len(geometry: &Geometry) -> u64 {
-    (HEADER + 24 * Layout::for_blocks(geometry.blocks()).words()) as u64
+    (HEADER + 32 * Layout::for_blocks(geometry.blocks()).words()) as u64
 }
 
 fn damaged(path: &Path, what: &str) -> Error {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use crate::capture::inline::activity_file::ActivityFile;
@@ -51,9 +51,9 @@ pub enum Resumed {
 #[derive(Debug)]
 pub struct Service {
     interceptor: Arc<Interceptor>,
-    /// Dropped first when it ends: then the errands' thread ends too.
-    errands: Option<Errands>,
-    threads: Vec<JoinHandle<()>>,
+    /// Taken when it ends: then the errands' thread ends too.
+    errands: Mutex<Option<Errands>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     copy_limit: ByteLen,
 }
 
@@ -108,18 +108,17 @@ impl Service {
     ) -> Result<Self> {
         let (errands, received) = Errands::new();
         let path = interceptor.path.clone();
-        let mut service = Self {
-            interceptor: Arc::clone(&interceptor),
-            errands: Some(errands),
-            threads: Vec::new(),
-            copy_limit,
-        };
         let builder = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let device = Arc::clone(&interceptor.device);
         let runner = builder("errands").spawn(move || errands::run(&device, &received));
-        service.threads.push(runner.at("start a thread", &path)?);
+        let service = Self {
+            interceptor: Arc::clone(&interceptor),
+            errands: Mutex::new(Some(errands)),
+            threads: Mutex::new(vec![runner.at("start a thread", &path)?]),
+            copy_limit,
+        };
         let ushering = builder("usher").spawn(move || usher::run(&interceptor, log));
-        service.threads.push(ushering.at("start a thread", &path)?);
+        lock(&service.threads).push(ushering.at("start a thread", &path)?);
         Ok(service)
     }
 
@@ -129,17 +128,14 @@ impl Service {
     /// [`ErrorKind::Kernel`] where io_uring is not allowed; [`ErrorKind::State`] when the
     /// service ends.
     pub fn lane(&self, depth: u32) -> Result<Lane> {
-        let Some(errands) = &self.errands else {
-            return Err(Error::new(ErrorKind::State, "open a lane to the device"));
-        };
-        Lane::open(&self.interceptor, errands, depth)
+        self.entrance().lane(depth)
     }
 
     /// What opens lanes, for a front's own threads.
     pub fn entrance(&self) -> Entrance {
         Entrance {
             interceptor: Arc::clone(&self.interceptor),
-            errands: self.errands.clone(),
+            errands: lock(&self.errands).clone(),
         }
     }
 
@@ -163,15 +159,12 @@ impl Service {
     }
 
     /// Ends the service: lanes are told to stop, and what is under way ends. The ledger keeps
-    /// what is dirty. The fronts' threads must end for this to return.
-    pub fn stop(mut self) {
-        self.end();
-    }
-
-    fn end(&mut self) {
+    /// what is dirty. The fronts' threads, and whoever has an [`Entrance`], must end for this
+    /// to return.
+    pub fn stop(&self) {
         self.interceptor.stop_lanes();
-        self.errands = None;
-        for thread in self.threads.drain(..) {
+        drop(lock(&self.errands).take());
+        for thread in lock(&self.threads).drain(..) {
             let _ = thread.join();
         }
     }
@@ -179,7 +172,7 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        self.end();
+        self.stop();
     }
 }
 

@@ -209,6 +209,11 @@ impl Service {
         interceptor.mirror_mode(&state);
     }
 
+    /// Whether a block was discarded and not written since.
+    pub fn is_undefined(&self, block: BlockNumber) -> bool {
+        self.interceptor().ledger.undefined().test(block)
+    }
+
     /// How many blocks are not in the store.
     pub fn dirty_blocks(&self) -> u64 {
         self.interceptor().ledger.dirty_blocks()
