@@ -25,9 +25,7 @@ pub fn answer(primary: &Arc<Primary>, request: Request) -> Result<Answer> {
                 name,
             })
         }
-        Request::Wait { volume } => primary
-            .wait_until_replicating(&volume)
-            .map(|()| Answer::Done),
+        Request::Wait { volume } => primary.wait_until_replicating(&volume).map(Answer::settled),
         Request::Unprotect { volume } => primary.unprotect(&volume).map(|()| Answer::Done),
         Request::UnprotectStale => primary
             .remove_stale()

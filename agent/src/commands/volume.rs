@@ -105,7 +105,8 @@ pub fn verify(daemon: &DaemonArgs, args: VerifyArgs) -> Result<ExitCode, Failure
     })
 }
 
-/// Waits until `volume` is replicating, with a progress bar on a terminal.
+/// Waits until `volume` is replicating, with a progress bar on a terminal; warns if no
+/// recovery point came of it.
 pub fn wait(daemon: &DaemonArgs, volume: &str) -> Result<(), Failure> {
     let socket = daemon.socket.clone();
     let name = volume.to_owned();
@@ -129,6 +130,12 @@ pub fn wait(daemon: &DaemonArgs, volume: &str) -> Result<(), Failure> {
     }
     progress.finish();
     match waiter.join() {
+        Ok(Ok(Answer::Settled {
+            without_point: Some(why),
+        })) => {
+            eprintln!("replica: warning: there is no recovery point of it yet: {why}");
+            Ok(())
+        }
         Ok(answer) => answer.map(drop),
         Err(_) => Err(Failure::Hangup {
             socket: daemon.socket.clone(),

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use libreplica::primary::{PointSummary, VerifySummary, VolumeStatus};
+use libreplica::primary::{PointSummary, Settled, VerifySummary, VolumeStatus};
 use libreplica::{Error, ErrorKind};
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +90,8 @@ pub enum Answer {
     Done,
     /// The volume that was protected.
     Protected { id: String, name: String },
+    /// A first copy or a resync has ended; without a point, why.
+    Settled { without_point: Option<String> },
     /// The volumes.
     Status { volumes: Vec<VolumeStatus> },
     /// The new point.
@@ -105,6 +107,16 @@ pub enum Answer {
 }
 
 impl Answer {
+    /// How a first copy or a resync has ended.
+    pub fn settled(settled: Settled) -> Self {
+        Self::Settled {
+            without_point: match settled {
+                Settled::WithPoint => None,
+                Settled::WithoutPoint(why) => Some(why),
+            },
+        }
+    }
+
     /// An error as an answer.
     pub fn failed(error: &Error) -> Self {
         Self::Failed {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use libreplica::primary::Primary;
+use libreplica::primary::{Primary, Settled};
 use libreplica::{Error, ErrorKind, IoContext, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -210,7 +210,7 @@ fn serve_one(
                 return send(stream, &too_many(Of::Waiters));
             };
             match wait(stream, primary, &volume)? {
-                Some(outcome) => outcome.map(|()| Answer::Done),
+                Some(outcome) => outcome.map(Answer::settled),
                 None => return Ok(()),
             }
         }
@@ -237,7 +237,11 @@ fn serve_one(
 }
 
 /// Waits until `volume` is replicating; `None` if the client hung up before.
-fn wait(stream: &UnixStream, primary: &Primary, volume: &str) -> io::Result<Option<Result<()>>> {
+fn wait(
+    stream: &UnixStream,
+    primary: &Primary,
+    volume: &str,
+) -> io::Result<Option<Result<Settled>>> {
     let slice = PollTimeout::try_from(WAIT_SLICE).unwrap_or(PollTimeout::ZERO);
     loop {
         if let Some(outcome) = primary.settled(volume).transpose() {

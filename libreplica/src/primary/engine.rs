@@ -16,11 +16,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::primary::config::{Phase, Shipping, VolumeConfig};
 use crate::primary::environment::Environment;
 use crate::primary::member::Member;
+use crate::primary::pace::Pace;
 use crate::primary::protect;
 use crate::primary::spec::{PointOptions, PrimaryOptions, ProtectSpec};
-use crate::primary::status::{PointSummary, VerifySummary, VolumeState, VolumeStatus};
+use crate::primary::status::{PointSummary, Settled, VerifySummary, VolumeStatus};
 use crate::primary::volume::{Volume, locked};
-use crate::primary::{group, lifecycle, verify};
+use crate::primary::{group, lifecycle, show, verify};
 
 /// How long a command waits for a volume's current slice of work to end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -63,7 +64,7 @@ impl Primary {
                 Ok(config) => primary.launch(config, None),
                 Err(error) => {
                     tracing::error!("a volume is not taken up: {error}");
-                    let status = lifecycle::unreadable_status(id, &error);
+                    let status = show::unreadable(id, &error);
                     locked(&primary.unreadable).insert(id, status);
                 }
             }
@@ -85,12 +86,12 @@ impl Primary {
 
     fn launch(&self, config: VolumeConfig, member: Option<Member>) {
         let id = config.id;
-        let status = lifecycle::first_status(&config, &self.environment);
+        let status = show::at_first(&config, &self.environment);
         let member = member.unwrap_or_else(|| Member::new(&config));
         let is_complete = config.phase == Phase::Replicating;
         let volume = Arc::new(Volume::new(config, member, status));
         if !is_complete {
-            volume.owe_point();
+            volume.pace(Pace::owe_point);
         }
         locked(&self.volumes).insert(
             id,
@@ -99,20 +100,28 @@ impl Primary {
                 thread: None,
             },
         );
+        self.start_thread(&volume);
+        self.refresh_peers();
+    }
+
+    fn start_thread(&self, volume: &Arc<Volume>) {
         let environment = Arc::clone(&self.environment);
-        let worker = Arc::clone(&volume);
+        let worker = Arc::clone(volume);
         let thread = std::thread::Builder::new()
-            .name(format!("vol-{}", &id.to_string()[..8]))
+            .name(format!("vol-{}", &volume.id().to_string()[..8]))
             .spawn(move || lifecycle::run(&worker, &environment));
         match thread {
             Ok(thread) => {
-                if let Some(running) = locked(&self.volumes).get_mut(&id) {
+                if let Some(running) = locked(&self.volumes).get_mut(&volume.id()) {
                     running.thread = Some(thread);
                 }
             }
-            Err(error) => volume.publish_error(&Error::io("start the volume's thread", error)),
+            Err(error) => {
+                let error = Error::io("start the volume's thread", error);
+                volume.publish_error(&error);
+                volume.show_degraded(&error);
+            }
         }
-        self.refresh_peers();
     }
 
     /// Tells every volume's thread which volumes there are, for groups.
@@ -196,12 +205,24 @@ impl Primary {
         if let Some(thread) = thread {
             let _ = thread.join();
         }
-        let mut member = volume.member_until(Instant::now() + PATIENCE)?;
-        member.release(&self.environment)?;
-        self.environment.state.forget(volume.id())?;
+        if let Err(error) = self.release(&volume) {
+            // It is a volume still: it goes on, with what it lost found out as ever.
+            volume.publish_error(&error);
+            volume.show_degraded(&error);
+            volume.take_stop_back();
+            self.start_thread(&volume);
+            return Err(error);
+        }
         locked(&self.volumes).remove(&volume.id());
         self.refresh_peers();
         Ok(())
+    }
+
+    /// Takes everything of a volume whose thread has ended out of kernel and state folder.
+    fn release(&self, volume: &Volume) -> Result<()> {
+        let mut member = volume.member_until(Instant::now() + PATIENCE)?;
+        member.release(&self.environment)?;
+        self.environment.state.forget(volume.id())
     }
 
     /// Removes what dead daemons with other state folders left in the kernel; returns a
@@ -236,8 +257,14 @@ impl Primary {
         lifecycle::change_config(&volume, &self.environment, |config| {
             config.shipping = shipping;
         })?;
-        volume.publish(|status| lifecycle::show_shipping(status, shipping));
-        volume.wake();
+        show::shipping(&volume, shipping);
+        if shipping == Shipping::On {
+            volume.pace(Pace::make_due);
+        }
+        // What the group could not do without it, it does now.
+        for member in self.environment.peers.group_of(&volume) {
+            member.wake();
+        }
         Ok(())
     }
 
@@ -254,7 +281,7 @@ impl Primary {
             Some(name) => vec![self.find(name)?],
             None => self.all(),
         };
-        let shown = volumes.iter().map(|shown| lifecycle::fresh_status(shown));
+        let shown = volumes.iter().map(|shown| show::fresh(shown));
         let others = unreadable.values().filter(|_| volume.is_none());
         Ok(shown.chain(others.cloned()).collect())
     }
@@ -267,15 +294,16 @@ impl Primary {
         self.find(volume).map(|volume| volume.config())
     }
 
-    /// Waits until a volume's first copy, or its resync, has ended and a point was made.
+    /// Waits until a volume's first copy, or its resync, has ended and a point was made, or
+    /// is known to be out of reach: see [`Settled`].
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`]; what stopped the first point from being made; a volume
-    /// that is unprotected meanwhile.
-    pub fn wait_until_replicating(&self, volume: &str) -> Result<()> {
+    /// that is paused, or unprotected meanwhile.
+    pub fn wait_until_replicating(&self, volume: &str) -> Result<Settled> {
         let volume = self.find(volume)?;
         loop {
-            if let Some(outcome) = lifecycle::has_settled(&volume) {
+            if let Some(outcome) = show::settled(&volume) {
                 return outcome;
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -286,8 +314,8 @@ impl Primary {
     ///
     /// # Errors
     /// As there.
-    pub fn settled(&self, volume: &str) -> Result<Option<()>> {
-        lifecycle::has_settled(&*self.find(volume)?).transpose()
+    pub fn settled(&self, volume: &str) -> Result<Option<Settled>> {
+        show::settled(&*self.find(volume)?).transpose()
     }
 
     /// Makes a recovery point now, of the volume and of those in its group; returns when
@@ -318,28 +346,11 @@ impl Primary {
     /// Starts a resync: reads the whole source and ships what differs.
     ///
     /// # Errors
-    /// [`ErrorKind::State`] while one runs; else what the system said.
+    /// [`ErrorKind::State`] in the first copy, and while a resync runs or waits; else what
+    /// the system said.
     pub fn resync(&self, volume: &str) -> Result<()> {
         let volume = self.find(volume)?;
-        let state = volume.status().state;
-        if matches!(state, VolumeState::Baseline | VolumeState::Resync) {
-            return Err(Error::new(ErrorKind::State, "start a resync")
-                .volume(volume.id())
-                .detail(format!("the volume is in state {}", state.as_str()))
-                .advice("`replica status` shows how far it is"));
-        }
-        lifecycle::change_config(&volume, &self.environment, |config| {
-            config.phase = Phase::Resync {
-                cause: "asked for by the operator".into(),
-            };
-        })?;
-        volume.owe_point();
-        volume.publish(|status| {
-            status.state = VolumeState::Resync;
-            status.state_cause = Some("asked for by the operator".into());
-        });
-        volume.wake();
-        Ok(())
+        lifecycle::ask_for_resync(&volume, &self.environment)
     }
 
     /// Ends all threads, with everything durable that can be. Tracking goes on.

@@ -3,62 +3,50 @@
 //! dropped, the state is `degraded` with the cause, and after a pause everything is
 //! brought up again as after a restart. Tracking goes on in the kernel meanwhile.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use hrl_format::id::VolumeId;
-use hrl_format::units::Timestamp;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::primary::config::{Phase, Shipping, VolumeConfig};
 use crate::primary::environment::Environment;
 use crate::primary::member::Member;
-use crate::primary::point::Part;
-use crate::primary::spec::PointOptions;
-use crate::primary::state_dir::{read_json, write_json};
-use crate::primary::status::{LastError, PointSummary, VolumeState, VolumeStatus};
+use crate::primary::pace::{Cause, Pace};
+use crate::primary::point::{Missed, Part};
+use crate::primary::show;
+use crate::primary::status::{PointSummary, VolumeState};
 use crate::primary::volume::Volume;
 use crate::primary::{copy, group};
+use crate::store::FoldStep;
 
-/// The pauses after failures in a row.
-const PAUSES: [Duration; 6] = [
-    Duration::from_millis(500),
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-    Duration::from_secs(5),
-    Duration::from_secs(10),
-    Duration::from_secs(30),
-];
-/// How long a point that is due may take.
-const POINT_LIMIT: Duration = Duration::from_secs(300);
+/// The pause while a resync becomes the volume's next job.
+const AT_ONCE: Duration = Duration::from_millis(200);
+/// How long another operation on the volume may take.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// How often to look whether the device is still there and anything is dirty, however long
 /// the interval is.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// A freeze that took over a quarter of its limit stretches the interval by this much, at
-/// most.
-const STRETCH_MAX: u32 = 16;
-/// Failures in a row after which `--wait` no longer waits; the volume goes on trying.
-const TRIES: u32 = 4;
-/// In the volume's state folder: see [`History`](crate::primary::status::History).
-const HISTORY: &str = "history.json";
 
-/// What a volume's thread keeps between two things it does.
-#[derive(Debug)]
-struct Rhythm {
-    stretch: u32,
+/// What a volume's thread remembers of the image's points between two things it does.
+#[derive(Debug, Default)]
+struct Keeping {
+    /// How many had been made when expired ones were last dropped.
+    points: u64,
+    folding: Folding,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Folding {
+    #[default]
+    Done,
+    UnderWay,
 }
 
 /// The volume's thread.
 pub fn run(volume: &Arc<Volume>, environment: &Environment) {
-    let mut rhythm = Rhythm { stretch: 1 };
-    while !volume.is_stopping() {
-        let done = step(volume, environment, &mut rhythm);
-        volume.set_tried();
-        let pause = match done {
-            Ok(pause) => pause,
-            Err(_) if volume.is_stopping() => break,
-            Err(failure) => after_failure(volume, &failure),
-        };
+    let mut keeping = Keeping::default();
+    while let Some(pause) = turn(volume, || step(volume, environment, &mut keeping)) {
         if let Some(mut member) = volume.try_member() {
             member.rest();
         }
@@ -67,164 +55,175 @@ pub fn run(volume: &Arc<Volume>, environment: &Environment) {
     if let Some(mut member) = volume.try_member() {
         member.drop_sides();
     }
-    keep_history(volume, environment);
+    show::keep_history(volume, environment);
 }
 
-/// How something that the volume did by itself failed.
-struct Failure {
-    error: Error,
-    /// Whether status and sides have been brought in line already.
-    noted: Noted,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Noted {
-    No,
-    ByThePoint,
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        let noted = Noted::No;
-        Self { error, noted }
+/// One turn of the thread; returns how long it pauses, or nothing if it shall end. Whatever
+/// happens in it, the volume does not lose its thread.
+fn turn(volume: &Volume, step: impl FnOnce() -> Result<Duration>) -> Option<Duration> {
+    if volume.is_stopping() {
+        return None;
+    }
+    let done = catch_unwind(AssertUnwindSafe(step));
+    volume.set_tried();
+    match done {
+        Ok(Ok(pause)) => Some(pause),
+        _ if volume.is_stopping() => None,
+        Ok(Err(error)) if error.kind() == ErrorKind::ResyncNeeded => Some(AT_ONCE),
+        Ok(Err(_)) => Some(volume.pace(Pace::fail)),
+        Err(panic) => {
+            let error = panicked(volume, panic.as_ref());
+            volume.publish_error(&error);
+            volume.show_degraded(&error);
+            Some(volume.pace(Pace::fail))
+        }
     }
 }
 
-/// Does what is to be done next; returns how long nothing is.
+fn panicked(volume: &Volume, panic: &(dyn Any + Send)) -> Error {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    Error::new(ErrorKind::State, "run the volume's thread")
+        .volume(volume.id())
+        .detail(format!("it panicked: {}", text.unwrap_or_default()))
+        .advice("it is brought up again by itself; this is a defect of the agent: report it")
+}
+
+/// Does what is to be done next; returns how long nothing is. What fails has been noted.
 fn step(
     volume: &Arc<Volume>,
     environment: &Environment,
-    rhythm: &mut Rhythm,
-) -> Result<Duration, Failure> {
-    {
-        let mut member = volume.member_until(Instant::now() + POINT_LIMIT)?;
-        member.bring_up(volume, environment)?;
-        member.look_at_lag();
-        volume.publish(|status| member.describe(status));
-        has_image_already(volume, environment, &mut member)?;
-        let config = volume.config();
-        match &config.phase {
-            Phase::Baseline => {
-                volume.owe_point();
-                copy::baseline(volume, &mut member)?;
-                change_config(volume, environment, |config| {
-                    config.phase = Phase::Replicating
-                })?;
-                volume.set_going_well();
-                volume.publish(show_that_it_ships);
-            }
-            Phase::Resync { cause } => {
-                volume.owe_point();
-                volume.publish(|status| status.counters.resyncs += 1);
-                copy::resync(volume, &mut member, cause)?;
-                // A loss of tracking during the resync has put another cause there.
-                let ended = config.phase.clone();
-                change_config(volume, environment, |config| {
-                    if config.phase == ended {
-                        config.phase = Phase::Replicating;
-                    }
-                })?;
-                volume.set_going_well();
-                if volume.config().phase != Phase::Replicating {
-                    return Ok(Duration::ZERO);
-                }
-                volume.publish(show_that_it_ships);
-                keep_history(volume, environment);
-            }
-            Phase::Replicating => member.live()?.0.still_there()?,
-        }
-    }
+    keeping: &mut Keeping,
+) -> Result<Duration> {
+    with_member(volume, |member| take_up(volume, environment, member))?;
     let config = volume.config();
+    if config.phase != Phase::Replicating {
+        // Tracking was lost during the resync.
+        return Ok(Duration::ZERO);
+    }
     if config.shipping == Shipping::Paused {
-        volume.publish(|status| show_shipping(status, Shipping::Paused));
+        show::shipping(volume, Shipping::Paused);
         return Ok(LOOK_AGAIN);
     }
-    due_point(volume, environment, rhythm, config.every)
+    if volume.pace(|pace| pace.is_broken()) {
+        group::ship(volume, environment)?;
+    }
+    let left = || volume.pace(|pace| pace.left(Instant::now()));
+    if left().is_zero() {
+        group::scheduled(volume, environment)?;
+    }
+    keep_points(volume, keeping, &|| {
+        !volume.is_stopping() && !left().is_zero()
+    });
+    Ok(left().min(LOOK_AGAIN))
 }
 
-/// Compares where the settings speak of a first copy and the store has one: whoever made it
-/// was killed before that was written down, or somebody put back older settings. What was
-/// tracked since is not known to be all.
-fn has_image_already(
-    volume: &Volume,
-    environment: &Environment,
-    member: &mut Member,
-) -> Result<()> {
-    let has_image = member.live()?.1.writer.catalogue().base.is_some();
-    if volume.config().phase != Phase::Baseline || !has_image {
-        return Ok(());
-    }
-    change_config(volume, environment, |config| {
-        config.phase = Phase::Resync {
-            cause: "the image was complete, and that was not written down".to_owned(),
-        };
+/// Does something with the member held, and notes what fails before it is let go.
+fn with_member<T>(volume: &Volume, work: impl FnOnce(&mut Member) -> Result<T>) -> Result<T> {
+    let mut member = volume
+        .member_until(Instant::now() + PATIENCE)
+        .inspect_err(|error| volume.publish_error(error))?;
+    work(&mut member).inspect_err(|error| {
+        if !volume.is_stopping() {
+            note_failure(volume, &mut member, error);
+        }
     })
 }
 
-/// Makes the point if it is due; returns the time until the next is.
-fn due_point(
-    volume: &Arc<Volume>,
-    environment: &Environment,
-    rhythm: &mut Rhythm,
-    every: Duration,
-) -> Result<Duration, Failure> {
-    // A point that somebody asked for counts as well.
-    let last = volume.last_point_made();
-    let interval = every * rhythm.stretch;
-    if let Some(left) = last.and_then(|last| interval.checked_sub(last.elapsed()))
-        && !left.is_zero()
-    {
-        return Ok(left.min(LOOK_AGAIN));
+/// Brings the volume up, and copies or compares it if that is what it needs.
+fn take_up(volume: &Volume, environment: &Environment, member: &mut Member) -> Result<()> {
+    member.bring_up(volume, environment)?;
+    member.look_at_lag();
+    volume.publish(|status| member.describe(status));
+    go_by_image(volume, environment, member)?;
+    let phase = volume.config().phase;
+    match &phase {
+        Phase::Replicating => return member.live()?.0.still_there(),
+        Phase::Baseline => {
+            volume.pace(Pace::owe_point);
+            copy::baseline(volume, member)?;
+        }
+        Phase::Resync { cause } => {
+            volume.pace(Pace::owe_point);
+            volume.publish(|status| status.counters.resyncs += 1);
+            copy::resync(volume, member, cause)?;
+            show::keep_history(volume, environment);
+        }
     }
-    group::point(
-        volume,
-        environment,
-        &PointOptions::default(),
-        Instant::now() + POINT_LIMIT,
-    )
-    .map_err(|error| Failure {
-        error,
-        noted: Noted::ByThePoint,
+    change_config(volume, environment, |config| {
+        // A loss of tracking during the resync has put another cause there.
+        if config.phase == phase {
+            config.phase = Phase::Replicating;
+        }
     })?;
-    volume
-        .member_until(Instant::now() + POINT_LIMIT)?
-        .retain(&|| !volume.is_stopping())?;
-    stretch(volume, environment, rhythm);
-    Ok((every * rhythm.stretch).min(LOOK_AGAIN))
+    volume.pace(Pace::copied);
+    if volume.config().phase == Phase::Replicating {
+        volume.show_that_it_ships();
+    }
+    Ok(())
 }
 
-/// Freezes that come near their limit are made less often, and the status says so.
-fn stretch(volume: &Volume, environment: &Environment, rhythm: &mut Rhythm) {
-    let last = Duration::from_millis(volume.status().counters.freeze_ms_last);
-    if last * 4 > environment.options.freeze_limit {
-        rhythm.stretch = (rhythm.stretch * 2).min(STRETCH_MAX);
-        let cause = format!(
-            "the last freeze took {} ms of at most {} ms: points are made {} times less often",
-            last.as_millis(),
-            environment.options.freeze_limit.as_millis(),
-            rhythm.stretch
-        );
-        tracing::warn!(volume = %volume.id(), "{cause}");
-        volume.publish(|status| status.state_cause = Some(cause));
-    } else {
-        rhythm.stretch = 1;
+/// The store knows best whether a first copy has ended in it. Where the settings speak of one
+/// to be made and it is there, whoever made it was killed before that was written down, or
+/// somebody put back older settings; what was tracked since is not known to be all. Where they
+/// take half a one for a whole, an earlier version let a resync be asked for in its middle.
+fn go_by_image(volume: &Volume, environment: &Environment, member: &mut Member) -> Result<()> {
+    let has_image = member.live()?.1.has_image();
+    let next = match (volume.config().phase, has_image) {
+        (Phase::Baseline, true) => Phase::Resync {
+            cause: "the image was complete, and that was not written down".to_owned(),
+        },
+        (Phase::Resync { .. } | Phase::Replicating, false) => Phase::Baseline,
+        _ => return Ok(()),
+    };
+    tracing::warn!(volume = %volume.id(), ?next, "the store says otherwise than the settings");
+    volume.pace(Pace::owe_point);
+    change_config(volume, environment, |config| config.phase = next)
+}
+
+/// Applies the policy to the image's points after each that was made, by whomever, and folds
+/// what only dropped ones needed: a step at least, more for as long as `go_on` says. Between
+/// two steps whoever waits for the volume has it. What fails here keeps nothing from being
+/// shipped; it is tried again after the next point.
+fn keep_points(volume: &Volume, keeping: &mut Keeping, go_on: &dyn Fn() -> bool) {
+    let points = volume.pace(|pace| pace.points());
+    if points != keeping.points {
+        keeping.points = points;
+        keeping.folding = Folding::UnderWay;
+        let dropped = retention(volume, Member::retain);
+        note_retention(volume, dropped);
+    }
+    while keeping.folding == Folding::UnderWay {
+        match retention(volume, Member::fold_step) {
+            Ok(FoldStep::Nothing) => keeping.folding = Folding::Done,
+            Ok(_) => {}
+            failed => {
+                keeping.folding = Folding::Done;
+                note_retention(volume, failed.map(drop));
+            }
+        }
+        volume.give_way();
+        if !go_on() {
+            return;
+        }
     }
 }
 
-/// Notes what the volume's thread failed at; returns how long to wait before it tries again.
-fn after_failure(volume: &Volume, failure: &Failure) -> Duration {
-    let error = &failure.error;
-    if failure.noted == Noted::No
-        && let Some(mut member) = volume.try_member()
-    {
-        note_failure(volume, &mut member, error);
+/// A store that failed in the middle of a change is opened anew.
+fn retention<T>(volume: &Volume, work: impl FnOnce(&mut Member) -> Result<T>) -> Result<T> {
+    let mut member = volume.member_until(Instant::now() + PATIENCE)?;
+    work(&mut member).inspect_err(|_| member.drop_sides())
+}
+
+fn note_retention(volume: &Volume, done: Result<()>) {
+    let failed = done.err();
+    if let Some(error) = &failed {
+        volume.publish_error(error);
     }
-    // Tracking was lost, which is noted when the volume is brought up next; or another
-    // member of the group is not ready.
-    if error.kind() == ErrorKind::ResyncNeeded {
-        return Duration::from_millis(200);
+    volume.pace(|pace| pace.note_retention(failed.map(|error| error.to_string())));
+    if volume.status().state == VolumeState::Replicating {
+        volume.show_that_it_ships();
     }
-    PAUSES[(volume.count_failure() as usize).min(PAUSES.len() - 1)]
 }
 
 /// Brings status and sides in line with a failure, whoever's wish it was that failed: what
@@ -235,27 +234,12 @@ pub fn note_failure(volume: &Volume, member: &mut Member, error: &Error) {
         return;
     }
     volume.publish_error(error);
-    if is_passing(error.kind()) {
+    if is_passing(error.kind()) && member.is_up() {
         member.reclaim();
         return;
     }
     member.drop_sides();
-    volume.make_point_due();
-    volume.publish(|status| {
-        if status.state != VolumeState::Paused {
-            status.state = VolumeState::Degraded;
-            status.state_cause = Some(error.to_string());
-        }
-    });
-}
-
-/// Keeps for the next run of the daemon what status knows, as well as it can: nothing
-/// depends on it.
-fn keep_history(volume: &Volume, environment: &Environment) {
-    let path = environment.state.volume_dir(volume.id()).join(HISTORY);
-    if let Err(error) = write_json(&path, &volume.status().history()) {
-        tracing::debug!(volume = %volume.id(), "{error}");
-    }
+    volume.show_degraded(error);
 }
 
 /// Whether a failure says nothing of the sides: they stay up.
@@ -266,38 +250,124 @@ fn is_passing(kind: ErrorKind) -> bool {
     )
 }
 
-/// Brings status and sides in line with how a point went.
-pub fn after_point(
-    part: &mut Part<'_>,
-    environment: &Environment,
-    made: Result<&PointSummary, &Error>,
-) {
+/// Who wants a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// Somebody, now.
+    ByOperator,
+    /// The volume's own interval.
+    BySchedule,
+}
+
+/// How an epoch ended for one volume.
+pub struct Ended<'a> {
+    /// Its point, or nothing if it was only shipped, or what failed.
+    pub outcome: &'a Result<Option<PointSummary>>,
+    /// Why there is no point, if one was wished for.
+    pub missed: Option<&'a Missed>,
+    /// How long writers were blocked, if it came to that.
+    pub frozen: Option<Duration>,
+}
+
+/// Brings status, pace and sides in line with how an epoch ended.
+pub fn after_epoch(part: &mut Part<'_>, environment: &Environment, asked: Asked, end: &Ended<'_>) {
     let volume = part.volume;
-    match made {
-        Ok(point) => {
-            volume.set_point_made(Instant::now());
-            volume.publish(|status| {
-                status.counters.points_made += 1;
-                status.last_point = Some(point.clone());
-                status.state = VolumeState::Replicating;
-                status.state_cause = None;
-            });
-        }
-        Err(error) => {
-            volume.publish(|status| status.counters.points_failed += 1);
-            let noted = part.member.note_loss(volume, environment);
-            if let Err(error) = noted {
-                volume.publish_error(&error);
-            }
-            note_failure(volume, part.member, error);
-            // Its thread goes on with a resync, or tries to bring it up again.
-            if !is_passing(error.kind()) {
-                volume.wake();
-            }
-        }
+    if let Some(length) = end.frozen {
+        note_freeze(volume, environment, length);
+    }
+    match (end.outcome, end.missed) {
+        (Ok(Some(point)), _) => after_point(volume, point),
+        (Ok(None), Some(missed)) => after_missed(volume, asked, missed),
+        (Ok(None), None) => after_recovery(volume),
+        (Err(error), missed) => after_broken(part, environment, error, missed),
     }
     part.member.rest();
     volume.publish(|status| part.member.describe(status));
+}
+
+/// It ships again. Where a point follows at once, that shows it: who sees a volume recovered
+/// finds what it holds among its points.
+fn after_recovery(volume: &Volume) {
+    volume.pace(Pace::ships);
+    if !volume.pace(|pace| pace.left(Instant::now())).is_zero() {
+        volume.show_that_it_ships();
+    }
+}
+
+fn after_point(volume: &Volume, point: &PointSummary) {
+    let every = volume.config().every;
+    volume.pace(|pace| pace.made(Instant::now(), every));
+    volume.publish(|status| {
+        status.counters.points_made += 1;
+        status.last_point = Some(point.clone());
+    });
+    volume.show_that_it_ships();
+}
+
+/// All is shipped, and there is no point: an event that the status of each volume tells
+/// whose point it was.
+fn after_missed(volume: &Volume, asked: Asked, missed: &Missed) {
+    volume.publish(|status| status.counters.points_failed += 1);
+    volume.publish_error(&missed.error);
+    if missed.cause == Cause::Refused {
+        return;
+    }
+    let (cause, why, every) = (
+        missed.cause,
+        missed.error.to_string(),
+        volume.config().every,
+    );
+    volume.pace(|pace| match asked {
+        Asked::ByOperator => pace.note_missed(cause, why),
+        Asked::BySchedule => pace.missed(Instant::now(), every, cause, why),
+    });
+    volume.show_that_it_ships();
+}
+
+fn after_broken(
+    part: &mut Part<'_>,
+    environment: &Environment,
+    error: &Error,
+    missed: Option<&Missed>,
+) {
+    let volume = part.volume;
+    if missed.is_some() {
+        volume.publish(|status| status.counters.points_failed += 1);
+    }
+    if let Err(error) = part.member.note_loss(volume, environment) {
+        volume.publish_error(&error);
+    }
+    let was_broken = volume.pace(|pace| pace.is_broken());
+    note_failure(volume, part.member, error);
+    if is_passing(error.kind()) {
+        return;
+    }
+    let every = volume.config().every;
+    if error.kind() != ErrorKind::ResyncNeeded {
+        volume.pace(|pace| pace.tried(Instant::now(), every));
+    }
+    // Its thread goes on with a resync, or tries to bring it up again.
+    if !was_broken {
+        volume.wake();
+    }
+}
+
+fn note_freeze(volume: &Volume, environment: &Environment, length: Duration) {
+    let limit = environment.options.freeze_limit;
+    volume.pace(|pace| {
+        pace.froze(length, limit);
+        if let Some(cause) = pace.slow() {
+            tracing::warn!(volume = %volume.id(), "{cause}");
+        }
+    });
+    if length.is_zero() {
+        return;
+    }
+    let millis = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
+    volume.publish(|status| {
+        status.counters.freeze_ms_last = millis;
+        status.counters.freeze_ms_max = status.counters.freeze_ms_max.max(millis);
+    });
 }
 
 /// Makes a resync the volume's next job, durably.
@@ -306,7 +376,7 @@ pub fn after_point(
 /// When the state folder cannot be written.
 pub fn needs_resync(volume: &Volume, environment: &Environment, cause: &str) -> Result<()> {
     tracing::warn!(volume = %volume.id(), cause, "a resync is needed");
-    volume.owe_point();
+    volume.pace(Pace::owe_point);
     change_config(volume, environment, |config| {
         if config.phase != Phase::Baseline {
             config.phase = Phase::Resync {
@@ -323,6 +393,41 @@ pub fn needs_resync(volume: &Volume, environment: &Environment, cause: &str) -> 
     Ok(())
 }
 
+/// Makes a resync the volume's next job because the operator asks for it, durably.
+///
+/// # Errors
+/// [`ErrorKind::State`] in the first copy, and while a resync runs or waits, whose cause
+/// stays; else when the state folder cannot be written.
+pub fn ask_for_resync(volume: &Volume, environment: &Environment) -> Result<()> {
+    const ASKED: &str = "asked for by the operator";
+    let refuse = |detail: String| {
+        Err(Error::new(ErrorKind::State, "start a resync")
+            .volume(volume.id())
+            .detail(detail)
+            .advice("`replica status` shows how far it is"))
+    };
+    // Decided while nobody else can change the settings.
+    decide_config(volume, environment, |config| match &config.phase {
+        Phase::Baseline => refuse("the baseline (first copy) has not ended".to_owned()),
+        Phase::Resync { cause } => refuse(format!("a resync is under way: {cause}")),
+        Phase::Replicating => {
+            config.phase = Phase::Resync {
+                cause: ASKED.to_owned(),
+            };
+            Ok(())
+        }
+    })?;
+    volume.pace(Pace::begin_anew);
+    volume.publish(|status| {
+        if status.state != VolumeState::Paused {
+            status.state = VolumeState::Resync;
+            status.state_cause = Some(ASKED.to_owned());
+        }
+    });
+    volume.wake();
+    Ok(())
+}
+
 /// Changes a volume's settings, durably first.
 ///
 /// # Errors
@@ -332,121 +437,54 @@ pub fn change_config(
     environment: &Environment,
     change: impl FnOnce(&mut VolumeConfig),
 ) -> Result<()> {
+    decide_config(volume, environment, |config| {
+        change(config);
+        Ok(())
+    })
+}
+
+/// The same, if `decide` agrees when it has seen what they are.
+fn decide_config(
+    volume: &Volume,
+    environment: &Environment,
+    decide: impl FnOnce(&mut VolumeConfig) -> Result<()>,
+) -> Result<()> {
     volume.update_config(|config| {
         let mut next = config.clone();
-        change(&mut next);
+        decide(&mut next)?;
         environment.state.save(&next)?;
         *config = next;
         Ok(())
     })
 }
 
-/// What `status` shows before the volume's thread has looked.
-pub fn first_status(config: &VolumeConfig, environment: &Environment) -> VolumeStatus {
-    let (state, cause) = match (&config.phase, config.shipping) {
-        (_, Shipping::Paused) => (
-            VolumeState::Paused,
-            Some("paused by the operator".to_owned()),
-        ),
-        (Phase::Baseline, _) => (VolumeState::Baseline, None),
-        (Phase::Resync { cause }, _) => (VolumeState::Resync, Some(cause.clone())),
-        (Phase::Replicating, _) => (VolumeState::Replicating, None),
-    };
-    let mut status = VolumeStatus {
-        name: config.name.clone(),
-        device: config.device.display().to_string(),
-        store: config.store.display().to_string(),
-        group: config.group.clone(),
-        size_bytes: config.size_bytes,
-        block_bytes: config.block_bytes,
-        state,
-        state_cause: cause,
-        ..VolumeStatus::unknown(config.id)
-    };
-    let history = environment.state.volume_dir(config.id).join(HISTORY);
-    if let Ok(history) = read_json(&history) {
-        status.recall(history);
-    }
-    status
-}
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::primary::volume::tests::volume;
 
-/// What `status` shows of a volume whose settings cannot be read.
-pub fn unreadable_status(id: VolumeId, error: &Error) -> VolumeStatus {
-    VolumeStatus {
-        state: VolumeState::Degraded,
-        state_cause: Some(error.to_string()),
-        last_error: Some(LastError::new(error, Timestamp::now())),
-        ..VolumeStatus::unknown(id)
+    #[test]
+    fn a_panic_does_not_cost_the_volume_its_thread() {
+        let volume = volume();
+        let pause = turn(&volume, || {
+            let _held = volume.try_member().unwrap();
+            panic!("out of {}", "luck")
+        });
+        assert!(pause.is_some());
+        let status = volume.status();
+        assert_eq!(status.state, VolumeState::Degraded);
+        assert!(status.state_cause.unwrap().contains("out of luck"));
+        assert!(status.last_error.unwrap().message.contains("out of luck"));
+        // What it held is there again, and the next turn goes on.
+        assert!(volume.try_member().is_some());
+        let pause = turn(&volume, || {
+            volume.show_that_it_ships();
+            Ok(LOOK_AGAIN)
+        });
+        assert_eq!(pause, Some(LOOK_AGAIN));
+        assert_eq!(volume.status().state, VolumeState::Replicating);
+        volume.request_stop();
+        assert_eq!(turn(&volume, || Ok(LOOK_AGAIN)), None);
     }
-}
-
-/// Shows that what the volume waited for is over: the source is read and the store takes
-/// what it holds.
-pub fn show_that_it_ships(status: &mut VolumeStatus) {
-    if status.state != VolumeState::Paused {
-        status.state = VolumeState::Replicating;
-        status.state_cause = None;
-    }
-}
-
-/// Shows that shipping was paused or goes on.
-pub fn show_shipping(status: &mut VolumeStatus, shipping: Shipping) {
-    match shipping {
-        Shipping::Paused => {
-            status.state = VolumeState::Paused;
-            status.state_cause = Some("paused by the operator".to_owned());
-        }
-        Shipping::On if status.state == VolumeState::Paused => {
-            status.state = VolumeState::Replicating;
-            status.state_cause = None;
-        }
-        Shipping::On => {}
-    }
-}
-
-/// The status with the newest numbers, if the member can be asked.
-pub fn fresh_status(volume: &Volume) -> VolumeStatus {
-    if let Some(mut member) = volume.try_member() {
-        member.look_at_lag();
-        volume.publish(|status| member.describe(status));
-    }
-    volume.status()
-}
-
-/// Whether the first copy or the resync has ended with a point, or cannot; `None`: not yet.
-pub fn has_settled(volume: &Volume) -> Option<Result<()>> {
-    let cannot = |kind, why: String, advice: &str| {
-        let error = Error::new(kind, "wait for the volume").volume(volume.id());
-        Some(Err(error.detail(why).advice(advice)))
-    };
-    let status = volume.status();
-    let config = volume.config();
-    if volume.is_stopping() {
-        return cannot(ErrorKind::State, "it is no longer protected".into(), "");
-    }
-    if config.shipping == Shipping::Paused {
-        return cannot(
-            ErrorKind::State,
-            "it is paused".into(),
-            "`replica resume` it",
-        );
-    }
-    if config.phase == Phase::Replicating && !volume.owes_point() {
-        return Some(Ok(()));
-    }
-    if volume.failures() < TRIES {
-        return None;
-    }
-    if config.phase == Phase::Replicating && status.state == VolumeState::Replicating {
-        // Copied, durably, and no moment yet for a point.
-        return Some(Ok(()));
-    }
-    let why = status
-        .last_error
-        .map_or_else(String::new, |error| error.message);
-    cannot(
-        ErrorKind::TimedOut,
-        why,
-        "it is tried again; see `replica status`",
-    )
 }

@@ -19,6 +19,7 @@ use crate::primary::environment::Environment;
 use crate::primary::lifecycle;
 use crate::primary::status::VolumeStatus;
 use crate::primary::volume::Volume;
+use crate::store::FoldStep;
 
 /// The working part of one volume.
 pub struct Member {
@@ -75,6 +76,12 @@ impl Member {
     /// # Errors
     /// Why a side cannot be brought up; the other stays.
     pub fn bring_up(&mut self, volume: &Volume, environment: &Environment) -> Result<()> {
+        if volume.is_stopping() {
+            // It may just have been unprotected: nothing is attached again.
+            return Err(Error::new(ErrorKind::State, "use the volume")
+                .volume(self.id)
+                .detail("it is being stopped"));
+        }
         let sink = match self.sink {
             Some(_) => Ok(()),
             None => Sink::bring_up(&volume.config(), self.geometry, environment)
@@ -147,12 +154,28 @@ impl Member {
         }
     }
 
+    /// Whether both sides are up.
+    pub fn is_up(&self) -> bool {
+        self.source.is_some() && self.sink.is_some()
+    }
+
     /// Drops points that the policy no longer keeps.
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub fn retain(&mut self, go_on: &dyn Fn() -> bool) -> Result<()> {
-        self.sink.as_mut().map_or(Ok(()), |sink| sink.retain(go_on))
+    pub fn retain(&mut self) -> Result<()> {
+        self.sink.as_mut().map_or(Ok(()), Sink::retain)
+    }
+
+    /// Folds some of what only dropped points needed.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn fold_step(&mut self) -> Result<FoldStep> {
+        match &mut self.sink {
+            Some(sink) => sink.writer.fold_step(),
+            None => Ok(FoldStep::Nothing),
+        }
     }
 
     /// From now on nothing older than `moment` is missing in the store.

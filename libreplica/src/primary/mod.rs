@@ -7,7 +7,10 @@
 //! protect     a device becomes a volume
 //! member      the working part: source (device, tracker) and sink (image, digest tree)
 //! copy        reads everything: baseline and resync
-//! point       reads what changed, and makes a recovery point of it
+//! pace        when the next point is due
+//! group       who makes a point together
+//! point       an epoch of what changed, and a recovery point of its end
+//! still       the moment without writes that a point needs
 //! verify      compares source and image
 //! ```
 
@@ -23,14 +26,17 @@ pub mod hooks;
 mod lifecycle;
 mod member;
 mod owner;
+mod pace;
 mod point;
 mod protect;
 pub mod quiesce;
+mod show;
 mod sink;
 mod source;
 mod spec;
 mod state_dir;
 mod status;
+mod still;
 mod tail;
 mod target;
 mod verify;
@@ -42,7 +48,7 @@ pub use engine::Primary;
 pub use spec::{Exclusion, PointOptions, PrimaryOptions, ProtectSpec, Siblings};
 pub use state_dir::StateDir;
 pub use status::{
-    DifferingRange, LastError, PointSummary, ResyncProgress, ResyncSummary, StatusCounters,
-    VerifySummary, VolumeState, VolumeStatus,
+    DifferingRange, LastError, PointSummary, ResyncProgress, ResyncSummary, Settled,
+    StatusCounters, VerifySummary, VolumeState, VolumeStatus,
 };
 pub use target::refuse_target;

@@ -16,7 +16,7 @@ use crate::primary::config::VolumeConfig;
 use crate::primary::environment::Environment;
 use crate::primary::exclusions::blocks_of;
 use crate::primary::status::{PointSummary, VolumeStatus};
-use crate::store::{FoldStep, Store, VolumeWriter};
+use crate::store::{Store, VolumeWriter};
 
 /// Bytes of the image read at a time while the tree is made anew.
 const READ: usize = 4 << 20;
@@ -89,7 +89,7 @@ impl Sink {
             tree_path,
             spec,
         };
-        if sink.writer.catalogue().base.is_some() {
+        if sink.has_image() {
             sink.make_tree_current()?;
         }
         Ok(sink)
@@ -173,14 +173,20 @@ impl Sink {
         Ok(())
     }
 
-    /// Drops points that the policy no longer keeps, and folds what they alone needed.
+    /// Drops points that the policy no longer keeps. What they alone needed is folded step by
+    /// step: [`VolumeWriter::fold_step`].
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub fn retain(&mut self, go_on: &dyn Fn() -> bool) -> Result<()> {
-        self.writer.retain(&self.retention, Timestamp::now())?;
-        while go_on() && self.writer.fold_step()? != FoldStep::Nothing {}
-        Ok(())
+    pub fn retain(&mut self) -> Result<()> {
+        self.writer
+            .retain(&self.retention, Timestamp::now())
+            .map(drop)
+    }
+
+    /// Whether a first copy has ended in this image.
+    pub fn has_image(&self) -> bool {
+        self.writer.catalogue().base.is_some()
     }
 
     /// When the newest point was: what was written before is in the image. After a restart nothing

@@ -138,6 +138,16 @@ pub struct History {
     pub counters: StatusCounters,
 }
 
+/// How a first copy or a resync has ended, for who waits for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// Durably, with a recovery point.
+    WithPoint,
+    /// Durably, and without a point: nothing is mounted that could be frozen, and there was
+    /// no moment without writes. What that said.
+    WithoutPoint(String),
+}
+
 /// The newest recovery point, in short.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PointSummary {

@@ -56,8 +56,7 @@ pub fn verify(volume: &Arc<Volume>, environment: &Environment) -> Result<VerifyS
         }
         at = slice.end();
         drop(member);
-        // Lets whoever waits for the member have it.
-        std::thread::yield_now();
+        volume.give_way();
     }
 }
 

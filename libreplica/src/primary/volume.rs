@@ -13,6 +13,7 @@ use hrl_format::units::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::primary::config::{Shipping, VolumeConfig};
 use crate::primary::member::Member;
+use crate::primary::pace::Pace;
 use crate::primary::status::{LastError, VolumeState, VolumeStatus};
 
 /// How often a command that waits for the member looks again.
@@ -26,11 +27,9 @@ pub struct Volume {
     member: Mutex<Member>,
     stop: AtomicBool,
     tried: AtomicBool,
-    point_made: Mutex<Option<Instant>>,
-    /// A first copy or a resync is not over before a point was made.
-    owes_point: AtomicBool,
-    /// What failed in a row, of what the volume does by itself.
-    failures: AtomicU32,
+    pace: Mutex<Pace>,
+    /// Who waits for the member.
+    waiting: AtomicU32,
     woken: Mutex<bool>,
     wake: Condvar,
 }
@@ -51,9 +50,8 @@ impl Volume {
             member: Mutex::new(member),
             stop: AtomicBool::new(false),
             tried: AtomicBool::new(false),
-            point_made: Mutex::new(None),
-            owes_point: AtomicBool::new(false),
-            failures: AtomicU32::new(0),
+            pace: Mutex::new(Pace::new()),
+            waiting: AtomicU32::new(0),
             woken: Mutex::new(false),
             wake: Condvar::new(),
         }
@@ -90,47 +88,9 @@ impl Volume {
         self.tried.store(true, Ordering::Release);
     }
 
-    /// When the newest point was made in this run of the daemon.
-    pub fn last_point_made(&self) -> Option<Instant> {
-        *locked(&self.point_made)
-    }
-
-    /// A point was made.
-    pub fn set_point_made(&self, when: Instant) {
-        *locked(&self.point_made) = Some(when);
-        self.owes_point.store(false, Ordering::Release);
-        self.set_going_well();
-    }
-
-    /// A point is due at once, whatever was made before.
-    pub fn make_point_due(&self) {
-        *locked(&self.point_made) = None;
-    }
-
-    /// A first copy or a resync is under way, or just over: its end shall be a point.
-    pub fn owe_point(&self) {
-        self.owes_point.store(true, Ordering::Release);
-        self.make_point_due();
-    }
-
-    /// Whether that point is still to be made.
-    pub fn owes_point(&self) -> bool {
-        self.owes_point.load(Ordering::Acquire)
-    }
-
-    /// Counts a failure; returns how many there were in a row before it.
-    pub fn count_failure(&self) -> u32 {
-        self.failures.fetch_add(1, Ordering::AcqRel)
-    }
-
-    /// How many failures there were in a row.
-    pub fn failures(&self) -> u32 {
-        self.failures.load(Ordering::Acquire)
-    }
-
-    /// What it did last went well.
-    pub fn set_going_well(&self) {
-        self.failures.store(0, Ordering::Release);
+    /// Asks or changes its pace.
+    pub fn pace<T>(&self, what: impl FnOnce(&mut Pace) -> T) -> T {
+        what(&mut locked(&self.pace))
     }
 
     /// Its status as last published.
@@ -150,11 +110,34 @@ impl Volume {
         self.publish(|status| status.last_error = Some(last));
     }
 
+    /// Shows that it ships, with what there is to say of its points.
+    pub fn show_that_it_ships(&self) {
+        let remark = self.pace(|pace| pace.remark());
+        self.publish(|status| {
+            if status.state != VolumeState::Paused {
+                status.state = VolumeState::Replicating;
+                status.state_cause = remark;
+            }
+        });
+    }
+
+    /// Shows that it does not ship, and why.
+    pub fn show_degraded(&self, cause: &Error) {
+        self.pace(Pace::breaks);
+        self.publish(|status| {
+            if status.state != VolumeState::Paused {
+                status.state = VolumeState::Degraded;
+                status.state_cause = Some(cause.to_string());
+            }
+        });
+    }
+
     /// Waits for the member, at most until `deadline`.
     ///
     /// # Errors
     /// [`ErrorKind::TimedOut`] when another operation still holds it then.
     pub fn member_until(&self, deadline: Instant) -> Result<MutexGuard<'_, Member>> {
+        let _waits = Waits::new(&self.waiting);
         loop {
             if let Some(member) = self.try_member() {
                 return Ok(member);
@@ -169,12 +152,27 @@ impl Volume {
         }
     }
 
-    /// The member, if nobody holds it now.
+    /// The member, if nobody holds it now. After a panic of whoever held it nobody knows
+    /// how far that was: both sides are dropped, to be brought up anew.
     pub fn try_member(&self) -> Option<MutexGuard<'_, Member>> {
         match self.member.try_lock() {
             Ok(member) => Some(member),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::Poisoned(poisoned)) => {
+                self.member.clear_poison();
+                let mut member = poisoned.into_inner();
+                member.drop_sides();
+                self.pace(Pace::breaks);
+                Some(member)
+            }
             Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Between two steps of long work: lets whoever waits for the member have it.
+    pub fn give_way(&self) {
+        let until = Instant::now() + 20 * LOOK_AGAIN;
+        while self.waiting.load(Ordering::Acquire) > 0 && Instant::now() < until {
+            std::thread::sleep(LOOK_AGAIN / 5);
         }
     }
 
@@ -187,6 +185,11 @@ impl Volume {
     pub fn request_stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.wake();
+    }
+
+    /// Its thread shall not end after all.
+    pub fn take_stop_back(&self) {
+        self.stop.store(false, Ordering::Release);
     }
 
     /// Wakes the volume's thread.
@@ -233,5 +236,72 @@ impl Volume {
             });
             self.sleep(Duration::from_secs(1));
         }
+    }
+}
+
+/// One who waits for the member.
+struct Waits<'a>(&'a AtomicU32);
+
+impl<'a> Waits<'a> {
+    fn new(waiting: &'a AtomicU32) -> Self {
+        waiting.fetch_add(1, Ordering::AcqRel);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::primary::config::Phase;
+
+    /// A volume of a device that is not there.
+    pub fn volume() -> Volume {
+        let config = VolumeConfig {
+            id: VolumeId::random().unwrap(),
+            name: "v".to_owned(),
+            device: "/dev/none".into(),
+            size_bytes: 1 << 20,
+            block_bytes: 4096,
+            store: "/none".into(),
+            every: Duration::from_secs(3600),
+            retain: "24h".to_owned(),
+            key_file: None,
+            group: None,
+            exclude: Vec::new(),
+            left_out: Vec::new(),
+            spool: None,
+            phase: Phase::Replicating,
+            shipping: Shipping::On,
+        };
+        let (member, status) = (Member::new(&config), VolumeStatus::unknown(config.id));
+        Volume::new(config, member, status)
+    }
+
+    #[test]
+    fn who_waits_has_the_member_between_two_steps_of_long_work() {
+        let volume = volume();
+        let work_ends = Instant::now() + Duration::from_secs(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while Instant::now() < work_ends {
+                    let held = volume.member_until(work_ends).unwrap();
+                    std::thread::sleep(Duration::from_millis(50));
+                    drop(held);
+                    volume.give_way();
+                }
+            });
+            for _ in 0..5 {
+                let soon = Instant::now() + Duration::from_millis(300);
+                drop(volume.member_until(soon).unwrap());
+            }
+            assert!(Instant::now() < work_ends);
+        });
     }
 }
