@@ -8,12 +8,14 @@ mod devices;
 
 use std::fs::OpenOptions;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use devices::load::load;
 use devices::{Copy, Loop, MIB, Pinned, Random, Slow, StopAtEnd, Zram, cases, wait_until_settled};
 use libreplica::capture::Tracker;
+use libreplica::sys::membarrier;
 use libreplica::units::BlockSize;
 
 /// Loads the device from three threads while rounds are made at random moments, then stops
@@ -116,4 +118,44 @@ fn a_disk_whose_writes_take_their_time() {
         });
         follow(&disk.path, BlockSize::MIN, cases(40), 7);
     });
+}
+
+/// Runs the rest of its arguments where the kernel has no membarrier: a seccomp filter gives
+/// ENOSYS (38) for it and lets all else pass (linux/seccomp.h, linux/filter.h).
+const WITHOUT_MEMBARRIER: &str = "
+import ctypes, os, platform, struct, sys
+number = {'x86_64': 324, 'aarch64': 283}[platform.machine()]
+step = lambda code, yes, no, value: struct.pack('HBBI', code, yes, no, value)
+steps = (step(0x20, 0, 0, 0) + step(0x15, 0, 1, number)
+         + step(0x06, 0, 0, 0x00050000 | 38) + step(0x06, 0, 0, 0x7fff0000))
+filter = ctypes.create_string_buffer(steps)
+program = ctypes.create_string_buffer(struct.pack('HP', 4, ctypes.addressof(filter)))
+libc = ctypes.CDLL(None, use_errno=True)
+for call in [(38, 1, 0, 0, 0), (22, 2, program)]:
+    if libc.prctl(*call):
+        sys.exit(os.strerror(ctypes.get_errno()))
+os.execv(sys.argv[1], sys.argv[1:])
+";
+const FENCED: &str = "REPLICA_TEST_FENCED";
+
+#[test]
+fn a_kernel_without_membarrier() {
+    let status = Command::new("/usr/bin/python3")
+        .args(["-c", WITHOUT_MEMBARRIER])
+        .arg(std::env::current_exe().unwrap())
+        .args(["fenced", "--exact", "--nocapture"])
+        .env(FENCED, "1")
+        .status();
+    assert!(status.unwrap().success());
+}
+
+/// What [`a_kernel_without_membarrier`] runs: the swap waits through a map of maps.
+#[test]
+fn fenced() {
+    if std::env::var_os(FENCED).is_none() {
+        return;
+    }
+    assert!(!membarrier::offered(), "the filter is not there");
+    let disk = Loop::new(16 * MIB);
+    follow(&disk.path, BlockSize::MIN, cases(40), 8);
 }
