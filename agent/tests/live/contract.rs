@@ -147,6 +147,7 @@ fn status_and_points_have_their_fields() {
         "freeze_ms_max",
     ];
     has_fields(&status["counters"], &counters);
+    has_fields(&status["compaction_waits"], &["logs", "bytes"]);
     assert_eq!(status["size_bytes"], 16 * MIB);
     assert_eq!(
         (&status["capture"], &status["mode"]),

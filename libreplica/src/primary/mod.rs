@@ -49,6 +49,6 @@ pub use spec::{Exclusion, PointOptions, PrimaryOptions, ProtectSpec, Siblings};
 pub use state_dir::StateDir;
 pub use status::{
     DifferingRange, LastError, PointSummary, ResyncProgress, ResyncSummary, Settled,
-    StatusCounters, VerifySummary, VolumeState, VolumeStatus,
+    StatusCounters, VerifySummary, VolumeState, VolumeStatus, WaitingLogs,
 };
 pub use target::refuse_target;

@@ -15,7 +15,7 @@ use crate::policy::Retention;
 use crate::primary::config::VolumeConfig;
 use crate::primary::environment::Environment;
 use crate::primary::exclusions::blocks_of;
-use crate::primary::status::{PointSummary, VolumeStatus};
+use crate::primary::status::{PointSummary, VolumeStatus, WaitingLogs};
 use crate::store::{Store, VolumeWriter};
 
 /// Bytes of the image read at a time while the tree is made anew.
@@ -206,6 +206,11 @@ impl Sink {
         let catalogue = self.writer.catalogue();
         status.epoch = catalogue.last_epoch().get();
         status.generation = catalogue.generation.number.get();
+        let waiting = catalogue.waiting();
+        status.compaction_waits = WaitingLogs {
+            logs: waiting.logs,
+            bytes: waiting.bytes.get(),
+        };
         if let Some(point) = catalogue.points.last()
             && status
                 .last_point

@@ -123,6 +123,17 @@ pub struct StatusCounters {
     pub bytes_shipped: u64,
 }
 
+/// Logs of the store of which newer ones may have made much useless, and that wait to be
+/// looked at and written anew: until enough has changed, and, of an encrypted volume, until
+/// somebody with the key is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingLogs {
+    /// How many.
+    pub logs: u64,
+    /// How long they are together.
+    pub bytes: u64,
+}
+
 /// What `status` shall still know after the daemon was restarted. Kept in the state folder,
 /// written when it changes and when the daemon ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -216,6 +227,9 @@ pub struct VolumeStatus {
     pub last_resync: Option<ResyncSummary>,
     /// The newest error.
     pub last_error: Option<LastError>,
+    /// What waits to be compacted in the store.
+    #[serde(default)]
+    pub compaction_waits: WaitingLogs,
     /// Numbers that only rise.
     pub counters: StatusCounters,
 }
@@ -244,6 +258,7 @@ impl VolumeStatus {
             resync: None,
             last_resync: None,
             last_error: None,
+            compaction_waits: WaitingLogs::default(),
             counters: StatusCounters::default(),
         }
     }

@@ -19,7 +19,7 @@ use hrl_format::{
     SourceNumber,
 };
 
-use super::catalogue::LogEntry;
+use super::catalogue::{Catalogue, LogEntry};
 use super::fold::FoldStep;
 use super::sources::{LogFile, StoredLog, blame, open_chain};
 use super::writer::VolumeWriter;
@@ -43,6 +43,31 @@ impl Use {
     /// A log that was merged without the key carries what vouches for it, until it is written anew.
     fn is_sparse(self) -> bool {
         self.proof == SealProof::None && self.data > 0 || self.needed * 3 < self.data * 2
+    }
+}
+
+/// Logs of the store that wait to be compacted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// How many.
+    pub logs: u64,
+    /// How long they are together.
+    pub bytes: ByteLen,
+}
+
+impl Catalogue {
+    /// What waits to be compacted: logs of which it was not looked yet what newer ones made
+    /// useless, because too little has changed since, or nobody with the key of an encrypted
+    /// volume has been there; and those of which too much was found to be.
+    pub fn waiting(&self) -> Waiting {
+        let stretches = self.stretches().into_iter();
+        let logs = stretches.flat_map(|stretch| &self.logs[stretch]);
+        let mut waiting = Waiting::default();
+        for log in logs.filter(|log| !log.settled) {
+            waiting.logs += 1;
+            waiting.bytes = ByteLen::new(waiting.bytes.get() + log.bytes.get());
+        }
+        waiting
     }
 }
 

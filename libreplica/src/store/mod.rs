@@ -45,6 +45,7 @@ mod writer;
 pub use baseline::Baseline;
 pub use catalogue::{Base, Catalogue, CatalogueGeneration, LogEntry, LogLink, Point};
 pub use check::{CheckReport, Fault, PointCheck, PointState};
+pub use compact::Waiting;
 pub use epoch::EpochLog;
 pub use fold::FoldStep;
 pub use folder::{Store, VolumeEntry, VolumeSpec, check_name};

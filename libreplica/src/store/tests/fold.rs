@@ -192,6 +192,11 @@ fn without_the_key_logs_are_merged_and_can_be_proved() {
     assert_eq!(keeper.catalogue().last_epoch(), before.last_epoch());
     // Nothing can be written, and nothing needs to be read.
     assert_eq!(keeper.begin_epoch().err().unwrap().kind(), ErrorKind::Key);
+    let waiting = keeper.catalogue().waiting();
+    assert!(
+        waiting.logs > 0 && waiting.bytes > ByteLen::ZERO,
+        "{waiting:?}"
+    );
     drop(keeper);
     history.check();
     assert!(history.reader().check(&mut |_| {}).unwrap().is_sound());
@@ -204,6 +209,8 @@ fn without_the_key_logs_are_merged_and_can_be_proved() {
     keep(&mut history, &mut writer, 1);
     fold(&mut writer, &mut steps);
     assert!(steps["compacted"] > 0, "{steps:?}");
+    let after = writer.catalogue().waiting();
+    assert!(after.bytes < waiting.bytes, "{after:?}, {waiting:?}");
     assert_bounded(&history, &writer);
     history.check();
     assert!(history.reader().check(&mut |_| {}).unwrap().is_sound());
