@@ -489,3 +489,46 @@ fn what_was_dirty_is_after_a_restart_too() {
         .collect();
     assert_eq!(runs, [2, 20 * MIB / 4096, 40 * MIB / 4096]);
 }
+
+#[test]
+fn a_lane_that_goes_leaves_nothing_behind() {
+    let disk = Loop::new(16 * MIB);
+    let folder = tempfile::tempdir().unwrap();
+    let (service, _) = Service::start(&spec(&disk, folder.path(), 64 * MIB)).unwrap();
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let mut before = 0;
+    for n in 0..200_u64 {
+        let mut lane = service.lane(8).unwrap();
+        // The second waits for the first, the third is an errand.
+        for cookie in 0..2 {
+            let request = Request::Write {
+                from: part(&[n as u8; 4096]),
+                extent: extent(0, 4096),
+                durability: Durability::Cached,
+            };
+            lane.begin(Cookie(cookie), request);
+        }
+        let extent = extent(MIB, 8192);
+        lane.begin(Cookie(2), Request::Discard { extent });
+        drop(lane);
+        if n == 50 {
+            before = descriptors();
+        }
+    }
+    // Other tests open some at the same time.
+    assert!(descriptors() < before + 100, "they grow with the lanes");
+    assert_eq!(service.counters().changes, 600);
+    let mut lane = service.lane(8).unwrap();
+    write(&mut lane, 0, &[1; 4096]).unwrap();
+    let entrance = service.entrance();
+    let stopping = std::thread::spawn(move || service.stop());
+    while !matches!(lane.event(), Some(Event::Stop)) {
+        lane.turn().unwrap();
+    }
+    assert_eq!(
+        entrance.lane(8).unwrap_err().kind(),
+        libreplica::ErrorKind::State
+    );
+    drop((lane, entrance));
+    stopping.join().unwrap();
+}

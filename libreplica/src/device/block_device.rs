@@ -181,6 +181,12 @@ impl BlockDevice {
         sysfs::text(&self.folder, "queue/rotational").as_deref() == Some("1")
     }
 
+    /// Whether ranges of it can be given up.
+    pub fn can_discard(&self) -> bool {
+        let most = sysfs::number(&self.folder, "queue/discard_max_bytes");
+        most.is_ok_and(|bytes| bytes > 0)
+    }
+
     /// What tells this disk from others for good, if it says: serial number, WWID, or the
     /// UUID of a dm or md device.
     pub fn serial(&self) -> Option<String> {

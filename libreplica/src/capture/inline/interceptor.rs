@@ -18,7 +18,7 @@ use crate::capture::inline::backlog::{Backlog, Change, Fall};
 use crate::capture::inline::copying::Copying;
 use crate::capture::inline::gate::{Admission, Flight, Gate, Hurdle};
 use crate::capture::inline::ledger::Ledger;
-use crate::error::{IoContext, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::geometry::Geometry;
 use crate::sys::uring::Wake;
 use crate::units::{Extent, Timestamp};
@@ -137,7 +137,8 @@ pub struct Interceptor {
     /// Whoever ships has something to do.
     pub(super) shipper: Condvar,
     wants_data: AtomicBool,
-    lanes: Mutex<Vec<Arc<Mailbox>>>,
+    /// Places are used again: a front may open and close lanes for ever.
+    lanes: Mutex<Vec<Option<Arc<Mailbox>>>>,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -191,14 +192,34 @@ impl Interceptor {
 
     /// A new lane's number and mailbox.
     pub(super) fn open_lane(&self) -> Result<(usize, Arc<Mailbox>)> {
-        let wake = Wake::new().at("open a lane to the device", &self.path)?;
+        const OPEN: &str = "open a lane to the device";
+        let wake = Wake::new().at(OPEN, &self.path)?;
         let mailbox = Arc::new(Mailbox {
             messages: Mutex::new(Vec::new()),
             wake,
         });
+        // Held until the lane is among those that are told to stop.
+        let state = lock(&self.state);
+        if state.stopping {
+            return Err(Error::new(ErrorKind::State, OPEN).path(&self.path));
+        }
         let mut lanes = lock(&self.lanes);
-        lanes.push(Arc::clone(&mailbox));
-        Ok((lanes.len() - 1, mailbox))
+        let number = lanes
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(lanes.len());
+        if number == lanes.len() {
+            lanes.push(None);
+        }
+        lanes[number] = Some(Arc::clone(&mailbox));
+        Ok((number, mailbox))
+    }
+
+    /// A lane has ended; none of its changes is under way.
+    pub(super) fn close_lane(&self, number: usize) {
+        if let Some(lane) = lock(&self.lanes).get_mut(number) {
+            *lane = None;
+        }
     }
 
     /// A change of `extent` arrives. With an answer it may begin; else a message follows.
@@ -330,7 +351,7 @@ impl Interceptor {
     fn tell(&self, here: usize, owner: Owner, admitted: Admitted) {
         let slot = owner.slot;
         let lanes = lock(&self.lanes);
-        let Some(mailbox) = lanes.get(owner.lane) else {
+        let Some(Some(mailbox)) = lanes.get(owner.lane) else {
             return;
         };
         lock(&mailbox.messages).push(Message::Begin { slot, admitted });
@@ -349,7 +370,7 @@ impl Interceptor {
     /// Ends every lane's service.
     pub(super) fn stop_lanes(&self) {
         lock(&self.state).stopping = true;
-        for mailbox in lock(&self.lanes).iter() {
+        for mailbox in lock(&self.lanes).iter().flatten() {
             mailbox.post(Message::Stop);
         }
         self.usher.notify_all();

@@ -399,6 +399,19 @@ impl Lane {
     }
 }
 
+impl Drop for Lane {
+    fn drop(&mut self) {
+        // A change that never ended would hold back those behind it for ever.
+        while self.requests() > 0 {
+            if self.turn().is_err() {
+                return;
+            }
+            self.events.clear();
+        }
+        self.interceptor.close_lane(self.number);
+    }
+}
+
 /// A copy of `data` for the backlog. Small ones share an arena: one allocation for many.
 fn copy(arena: &mut BytesMut, data: &[u8]) -> bytes::Bytes {
     if data.len() > ARENA / 8 {

@@ -54,6 +54,7 @@ pub struct Service {
     /// Taken when it ends: then the errands' thread ends too.
     errands: Mutex<Option<Errands>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    disk: BlockDevice,
     copy_limit: ByteLen,
 }
 
@@ -81,7 +82,7 @@ impl Service {
         let backlog = Backlog::new(spec.limits.clone());
         let path = spec.disk.node().to_owned();
         let interceptor = Interceptor::new(device, path, geometry, ledger, backlog);
-        let service = Self::launch(Arc::new(interceptor), log, spec.limits.bytes)?;
+        let service = Self::launch(Arc::new(interceptor), log, spec)?;
         Ok((service, resumed))
     }
 
@@ -101,11 +102,7 @@ impl Service {
         Ok(())
     }
 
-    fn launch(
-        interceptor: Arc<Interceptor>,
-        log: ActivityFile,
-        copy_limit: ByteLen,
-    ) -> Result<Self> {
+    fn launch(interceptor: Arc<Interceptor>, log: ActivityFile, spec: &InlineSpec) -> Result<Self> {
         let (errands, received) = Errands::new();
         let path = interceptor.path.clone();
         let builder = |name: &str| std::thread::Builder::new().name(name.to_owned());
@@ -115,7 +112,8 @@ impl Service {
             interceptor: Arc::clone(&interceptor),
             errands: Mutex::new(Some(errands)),
             threads: Mutex::new(vec![runner.at("start a thread", &path)?]),
-            copy_limit,
+            disk: spec.disk.clone(),
+            copy_limit: spec.limits.bytes,
         };
         let ushering = builder("usher").spawn(move || usher::run(&interceptor, log));
         lock(&service.threads).push(ushering.at("start a thread", &path)?);
@@ -136,6 +134,7 @@ impl Service {
         Entrance {
             interceptor: Arc::clone(&self.interceptor),
             errands: lock(&self.errands).clone(),
+            disk: self.disk.clone(),
         }
     }
 
@@ -181,6 +180,7 @@ impl Drop for Service {
 pub struct Entrance {
     interceptor: Arc<Interceptor>,
     errands: Option<Errands>,
+    disk: BlockDevice,
 }
 
 impl Entrance {
@@ -193,6 +193,11 @@ impl Entrance {
             return Err(Error::new(ErrorKind::State, "open a lane to the device"));
         };
         Lane::open(&self.interceptor, errands, depth)
+    }
+
+    /// The device.
+    pub const fn disk(&self) -> &BlockDevice {
+        &self.disk
     }
 
     /// The device's size and units.
