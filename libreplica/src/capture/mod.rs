@@ -32,6 +32,7 @@ pub mod inline;
 mod instance;
 #[cfg(feature = "ebpf")]
 mod load;
+pub mod nbd;
 mod pins;
 mod probe;
 mod proof;

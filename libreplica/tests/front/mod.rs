@@ -1,0 +1,140 @@
+//! A volume served over NBD for a test: a loop device, inline capture in data mode, the
+//! server; all of it taken down when the test ends.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use libreplica::bitmap::Bitmap;
+use libreplica::capture::inline::{Budget, Change, Entry, InlineSpec, Limits, Moment, Service};
+use libreplica::capture::nbd::{Contexts, NbdOptions, NbdServer, Stretch, stretches};
+use libreplica::device::BlockDevice;
+use libreplica::geometry::Geometry;
+use libreplica::id::VolumeId;
+use libreplica::units::{BlockSize, ByteLen, Extent};
+
+use crate::devices::Loop;
+
+/// Contexts that are bitmaps by name.
+pub struct Named {
+    pub geometry: Geometry,
+    pub sets: Vec<(String, Arc<Bitmap>)>,
+}
+
+impl Contexts for Named {
+    fn list(&self) -> Vec<String> {
+        self.sets.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    fn dirty(
+        &self,
+        name: &str,
+        extent: Extent,
+        visit: &mut dyn FnMut(Stretch) -> ControlFlow<()>,
+    ) -> libreplica::Result<()> {
+        let found = self.sets.iter().find(|(known, _)| known == name);
+        let missing = || libreplica::Error::new(libreplica::ErrorKind::NotFound, "find a name");
+        let (_, set) = found.ok_or_else(missing)?;
+        stretches(set, &self.geometry, extent, visit);
+        Ok(())
+    }
+}
+
+/// The volume and its server.
+pub struct Front {
+    // In the order in which they must end.
+    pub server: Option<NbdServer>,
+    pub service: Option<Service>,
+    pub disk: Loop,
+    pub set: Arc<Bitmap>,
+    pub folder: tempfile::TempDir,
+}
+
+impl Front {
+    /// A volume of `size` bytes, and a context `since-test`.
+    pub fn new(size: u64) -> Self {
+        Self::over(Loop::new(size), |_| {})
+    }
+
+    pub fn over(disk: Loop, change: impl FnOnce(&mut NbdOptions)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = ByteLen::new(1 << 30);
+        let spec = InlineSpec {
+            folder: folder.path().to_owned(),
+            volume: VolumeId::from_bytes([7; 16]),
+            disk: BlockDevice::open(&disk.path).unwrap(),
+            block: BlockSize::MIN,
+            limits: Limits {
+                bytes,
+                entries: 1000,
+                shared: Arc::new(Budget::new(bytes)),
+            },
+        };
+        let (service, _) = Service::start(&spec).unwrap();
+        let (_, moments) = Service::moment(&[&service]).unwrap();
+        assert_eq!(moments, [Moment::Blocks]);
+        service.end_moment();
+        service.finish_round();
+        service.acknowledge();
+        let geometry = service.geometry();
+        let set = Arc::new(Bitmap::new(geometry.blocks()));
+        let sets = vec![("since-test".to_owned(), Arc::clone(&set))];
+        let mut options = NbdOptions::new(folder.path().join("nbd.sock"));
+        change(&mut options);
+        let contexts = Arc::new(Named { geometry, sets });
+        let server = NbdServer::start(service.entrance(), options, contexts).unwrap();
+        Self {
+            server: Some(server),
+            service: Some(service),
+            disk,
+            set,
+            folder,
+        }
+    }
+
+    pub fn server(&self) -> &NbdServer {
+        self.server.as_ref().unwrap()
+    }
+
+    pub fn service(&self) -> &Service {
+        self.service.as_ref().unwrap()
+    }
+
+    pub fn uri(&self) -> String {
+        self.server().uri()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("nbd.sock")
+    }
+
+    /// The backlog, emptied.
+    pub fn entries(&self) -> Vec<Entry> {
+        let service = self.service();
+        let mut cut = service.end_now();
+        service.take(&mut cut, ByteLen::new(u64::MAX)).unwrap()
+    }
+
+    /// The device holds what `entries` make of zeroes.
+    pub fn assert_replays(&self, entries: &[Entry]) {
+        let now = std::fs::read(&self.disk.file).unwrap();
+        let mut image = vec![0; now.len()];
+        for entry in entries {
+            let range = entry.extent.offset().get() as usize..entry.extent.end().get() as usize;
+            match &entry.change {
+                Change::Write(data) => image[range].copy_from_slice(data),
+                Change::Zeroes | Change::Discard => image[range].fill(0),
+                Change::Unread => panic!("without data: {entry:?}"),
+            }
+        }
+        assert!(image == now, "the backlog does not replay to the device");
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.server = None;
+        self.service = None;
+    }
+}
