@@ -33,6 +33,52 @@ fn copy(from: &Path, to: &Path) {
     run("cp", ["-a", from.to_str().unwrap(), to.to_str().unwrap()]);
 }
 
+/// The copy does not know of a loss of tracking that the kernel has forgotten since.
+#[test]
+fn a_copy_of_the_state_folder_from_before_a_loss() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let disk = LoopDevice::new(&place, "disk.img", 16 * MIB);
+    let mut daemon = Daemon::start(&place);
+    let state = daemon.state().to_owned();
+    let id = daemon.protect(&Volume {
+        device: disk.path(),
+        store: &store,
+        name: "v",
+        options: &["--every", "1h"],
+    });
+    daemon.terminate();
+    let older = place.at("older");
+    copy(&state, &older);
+    fs::remove_dir_all(Path::new("/sys/fs/bpf/replica").join(&id)).unwrap();
+    write_random(disk.path(), 2, 1);
+    // Tracked anew; the loss is noted, and nothing can be compared.
+    fs::rename(&store, place.at("away")).unwrap();
+    fs::create_dir(&store).unwrap();
+    run(
+        "cp",
+        [
+            "-a",
+            &format!("{}/.", place.at("away").display()),
+            store.to_str().unwrap(),
+        ],
+    );
+    daemon.start_again();
+    daemon.kill();
+    copy(&older, &state);
+    // The store, too, as it was before the comparison.
+    fs::remove_dir_all(&store).unwrap();
+    fs::rename(place.at("away"), &store).unwrap();
+    daemon.start_again();
+    let status = daemon.until("it is compared", "v", |status| {
+        status["state"] == "replicating" && !status["last_resync"].is_null()
+    });
+    let cause = status["last_resync"]["cause"].as_str().unwrap();
+    assert!(cause.contains("older"), "{status}");
+    let point = daemon.point("v", &[]);
+    assert_restores(&place, &store, "v", &point, disk.path());
+}
+
 /// Its tree, its settings and its history are older than what the store and the kernel know.
 #[test]
 fn an_older_copy_of_the_state_folder() {

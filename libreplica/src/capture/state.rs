@@ -49,6 +49,7 @@ pub(super) enum Word {
     Folder = 13,
     Name = 15,
     SectorSize = 19,
+    Settings = 20,
     Active = 24,
     Probing = 25,
     NotedMisses = 26,

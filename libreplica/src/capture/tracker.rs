@@ -269,6 +269,18 @@ impl Tracker {
         Ok(())
     }
 
+    /// The newest settings by which blocks were forgotten, see [`Self::note_settings`]; 0 if
+    /// nobody said.
+    pub fn settings(&self) -> u64 {
+        self.instance.pins.state.get(Word::Settings)
+    }
+
+    /// Notes which of the caller's settings, numbered as they change, are durable, so that
+    /// whoever adopts this with older ones knows that they are older.
+    pub fn note_settings(&mut self, revision: u64) {
+        self.instance.pins.state.set(Word::Settings, revision);
+    }
+
     /// Marks the blocks of `extent`.
     pub fn mark(&mut self, extent: Extent) {
         if let Some(run) = self.geometry().run_of(extent) {

@@ -98,6 +98,10 @@ pub struct VolumeConfig {
     /// Whether changes are shipped.
     #[serde(default)]
     pub shipping: Shipping,
+    /// How often these settings have changed: so that an older copy of them, put back by
+    /// somebody, is told from what the kernel's tracking goes by.
+    #[serde(default)]
+    pub revision: u64,
 }
 
 impl VolumeConfig {

@@ -370,11 +370,12 @@ fn note_freeze(volume: &Volume, environment: &Environment, length: Duration) {
     });
 }
 
-/// Makes a resync the volume's next job, durably.
+/// Makes a resync the volume's next job, durably; returns the revision of the settings that
+/// say so.
 ///
 /// # Errors
 /// When the state folder cannot be written.
-pub fn needs_resync(volume: &Volume, environment: &Environment, cause: &str) -> Result<()> {
+pub fn needs_resync(volume: &Volume, environment: &Environment, cause: &str) -> Result<u64> {
     tracing::warn!(volume = %volume.id(), cause, "a resync is needed");
     volume.pace(Pace::owe_point);
     change_config(volume, environment, |config| {
@@ -390,7 +391,7 @@ pub fn needs_resync(volume: &Volume, environment: &Environment, cause: &str) -> 
             status.state_cause = Some(cause.to_owned());
         }
     });
-    Ok(())
+    Ok(volume.config().revision)
 }
 
 /// Makes a resync the volume's next job because the operator asks for it, durably.
@@ -452,6 +453,7 @@ fn decide_config(
     volume.update_config(|config| {
         let mut next = config.clone();
         decide(&mut next)?;
+        next.revision += 1;
         environment.state.save(&next)?;
         *config = next;
         Ok(())

@@ -112,8 +112,8 @@ impl Member {
         if let Some(source) = &mut self.source
             && let Some(loss) = source.loss().map(str::to_owned)
         {
-            lifecycle::needs_resync(volume, environment, &loss)?;
-            source.loss_is_noted()?;
+            let noted = lifecycle::needs_resync(volume, environment, &loss)?;
+            source.loss_is_noted(noted)?;
         }
         Ok(())
     }

@@ -67,6 +67,7 @@ pub fn protect(
         spool: spec.spool,
         phase: place.phase,
         shipping: Shipping::On,
+        revision: 0,
     };
     let source = Source::attach(&config, device, environment)?;
     let is_new = place.new.is_some();

@@ -20,6 +20,9 @@ use crate::primary::status::VolumeStatus;
 use crate::primary::volume::Volume;
 use crate::sys::reader::{Reader, ReaderOptions};
 
+const OLDER_SETTINGS: &str =
+    "the settings in the state folder are older than the tracking: an older copy was put back";
+
 /// The source side of a volume.
 pub struct Source {
     /// The device.
@@ -34,6 +37,8 @@ pub struct Source {
     round_began: Instant,
     /// Why the whole volume must be compared, found and not yet dealt with.
     loss: Option<String>,
+    /// Of the settings that this goes by.
+    revision: u64,
 }
 
 impl Source {
@@ -52,7 +57,8 @@ impl Source {
 
     /// Opens the device and takes its tracking up again. If changes may have been missed,
     /// `note` is given the cause, and must make it durable, before anything is attached
-    /// anew: a killed agent must not find new tracking and take it for the old.
+    /// anew: a killed agent must not find new tracking and take it for the old. It returns
+    /// the revision of the settings that say so.
     ///
     /// # Errors
     /// [`ErrorKind::Vanished`] when the device is gone, or another is in its place;
@@ -61,7 +67,7 @@ impl Source {
         config: &VolumeConfig,
         environment: &Environment,
         tree: &DigestTree,
-        note: impl FnOnce(&str) -> Result<()>,
+        note: impl FnOnce(&str) -> Result<u64>,
     ) -> Result<Self> {
         let device = open(config)?;
         let spec = spec(config, &device, environment);
@@ -70,6 +76,11 @@ impl Source {
                 let mut source = Self::with(config, device, tracker)?;
                 // What a killed agent had taken out of the bitmaps and not brought home.
                 source.tracker.reclaim();
+                if source.tracker.settings() > config.revision {
+                    // Newer ones may have said that something was not known.
+                    source.revision = note(OLDER_SETTINGS)?;
+                    source.tracker.note_settings(source.revision);
+                }
                 return Ok(source);
             }
             Err(error) => match error.kind() {
@@ -84,9 +95,11 @@ impl Source {
             },
         };
         must_be_the_same_disk(config, &device, tree)?;
-        note(&cause)?;
+        let revision = note(&cause)?;
         environment.remove_pins(config.id)?;
-        Self::with(config, device, Tracker::attach(&spec)?)
+        let mut tracker = Tracker::attach(&spec)?;
+        tracker.note_settings(revision);
+        Self::with(config, device, tracker)
     }
 
     fn with(config: &VolumeConfig, device: BlockDevice, tracker: Tracker) -> Result<Self> {
@@ -101,6 +114,7 @@ impl Source {
             geometry,
             round_began: Instant::now(),
             loss: None,
+            revision: config.revision,
         })
     }
 
@@ -153,6 +167,7 @@ impl Source {
     /// When swap areas cannot be found, or the state folder cannot be written.
     pub fn settle(&mut self, volume: &Volume, environment: &Environment) -> Result<()> {
         let config = volume.config();
+        self.revision = config.revision;
         let before = Exclusions::new(&self.geometry, config.left_out());
         self.swap = Swap::on(&self.device)?;
         self.exclusions = exclusions(&config, &self.swap, &self.geometry);
@@ -167,7 +182,9 @@ impl Source {
             tracing::info!(volume = %volume.id(), path = %path.display(), "swap is copied like data");
         }
         let now = self.exclusions.ranges().to_vec();
-        lifecycle::change_config(volume, environment, |config| config.set_left_out(&now))
+        lifecycle::change_config(volume, environment, |config| config.set_left_out(&now))?;
+        self.revision = volume.config().revision;
+        Ok(())
     }
 
     /// Whether what is left out has been swap, or excluded, ever since [`Source::settle`].
@@ -216,14 +233,15 @@ impl Source {
         self.loss.as_deref()
     }
 
-    /// A resync has been made the volume's next job, durably: what the kernel marked in
-    /// place of what it did not know is forgotten.
+    /// A resync has been made the volume's next job, durably, in the settings of this
+    /// revision: what the kernel marked in place of what it did not know is forgotten.
     ///
     /// # Errors
     /// What the tracker says.
-    pub fn loss_is_noted(&mut self) -> Result<()> {
+    pub fn loss_is_noted(&mut self, revision: u64) -> Result<()> {
+        self.revision = revision;
         self.tracker.finish_round();
-        self.tracker.acknowledge()?;
+        self.acknowledge()?;
         self.loss = None;
         Ok(())
     }
@@ -278,6 +296,7 @@ impl Source {
     /// # Errors
     /// [`ErrorKind::State`] while a round is under way.
     pub fn acknowledge(&mut self) -> Result<()> {
+        self.tracker.note_settings(self.revision);
         self.tracker.acknowledge()
     }
 

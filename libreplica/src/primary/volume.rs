@@ -279,6 +279,7 @@ pub(crate) mod tests {
             spool: None,
             phase: Phase::Replicating,
             shipping: Shipping::On,
+            revision: 0,
         };
         let (member, status) = (Member::new(&config), VolumeStatus::unknown(config.id));
         Volume::new(config, member, status)
