@@ -13,12 +13,15 @@ use crate::error::Result;
 use crate::geometry::BlockNumber;
 
 impl DigestTree {
-    /// The root if `changes` were applied; `None` if a leaf would still be unknown, or an
-    /// update was interrupted.
+    /// The root if `changes` were applied, `None` among them for a leaf that is no longer
+    /// known; `None` if a leaf would be unknown, or an update was interrupted.
     ///
     /// # Errors
     /// As [`DigestTree::leaves`].
-    pub fn preview_root(&self, changes: &BTreeMap<BlockNumber, Leaf>) -> Result<Option<Root>> {
+    pub fn preview_root(
+        &self,
+        changes: &BTreeMap<BlockNumber, Option<Leaf>>,
+    ) -> Result<Option<Root>> {
         if self.header.applying.is_some() {
             return Ok(None);
         }
@@ -35,7 +38,9 @@ impl DigestTree {
                 let mut leaves = self.read_region(number)?;
                 while let Some((block, leaf)) = changes.next_if(|(block, _)| **block < blocks.end) {
                     let at = (block.get() - blocks.start.get()) as usize * Leaf::LEN;
-                    leaves[at..at + Leaf::LEN].copy_from_slice(leaf.as_bytes());
+                    // Zeroes, as in a new file: not known.
+                    let stored = leaf.map_or([0; Leaf::LEN], |leaf| *leaf.as_bytes());
+                    leaves[at..at + Leaf::LEN].copy_from_slice(&stored);
                 }
                 let entry = RegionEntry::of(number, &leaves);
                 digest = (u64::from(entry.known) == blocks.count()).then_some(entry.digest);

@@ -3,12 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use hrl_format::RecordOrder;
 use hrl_format::record::{Record, Root, Tag};
 use hrl_format::units::{ByteLen, Extent, Timestamp};
 
+use crate::capture::inline::{Change, Entry};
 use crate::digest::{DigestTree, Leaf, LeafFunction};
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::{BlockNumber, Geometry};
+use crate::geometry::{BlockNumber, Geometry, Run};
 use crate::store::{Committed, EpochLog, VolumeWriter};
 
 /// An epoch that touches more blocks than this is sealed, and the rest goes into the next:
@@ -19,7 +21,9 @@ const LEAVES_MAX: usize = 1 << 20;
 pub struct EpochDraft {
     /// Taken only while one log is sealed and before the next is begun.
     log: Option<EpochLog>,
-    leaves: BTreeMap<BlockNumber, Leaf>,
+    order: RecordOrder,
+    /// `None` for a block of which only a part is known.
+    leaves: BTreeMap<BlockNumber, Option<Leaf>>,
     shipped: u64,
 }
 
@@ -29,9 +33,18 @@ impl EpochDraft {
     /// # Errors
     /// When the store cannot take a log.
     pub fn begin(writer: &VolumeWriter) -> Result<Self> {
-        let log = writer.begin_epoch()?;
+        Self::begin_in(writer, RecordOrder::AsRead)
+    }
+
+    /// The same, for records in this order.
+    ///
+    /// # Errors
+    /// When the store cannot take a log.
+    pub fn begin_in(writer: &VolumeWriter, order: RecordOrder) -> Result<Self> {
+        let log = writer.begin_epoch_in(order)?;
         Ok(Self {
             log: Some(log),
+            order,
             leaves: BTreeMap::new(),
             shipped: 0,
         })
@@ -74,11 +87,8 @@ impl EpochDraft {
         for (n, bytes) in (first..).zip(data.chunks(block as usize)) {
             let number = BlockNumber::new(n);
             let content = Content::of(function, bytes);
-            let leaf = match content {
-                Content::Zeroes => function.zero_leaf(number, ByteLen::new(bytes.len() as u64)),
-                Content::Data => function.leaf(number, bytes),
-            };
-            self.leaves.insert(number, leaf);
+            self.leaves
+                .insert(number, Some(function.leaf(number, bytes)));
             let at = geometry.extent_of(crate::geometry::Run {
                 start: number,
                 end: BlockNumber::new(n + 1),
@@ -91,6 +101,56 @@ impl EpochDraft {
             self.append(&rest, extent, data)?;
         }
         self.shipped += data.len() as u64;
+        Ok(())
+    }
+
+    /// Takes a change in the order in which it completed, with its time. What it leaves of a
+    /// block that it does not cover whole is not known.
+    ///
+    /// # Errors
+    /// When the log cannot be written; [`ErrorKind::State`] for a change whose data was not
+    /// kept.
+    pub fn change(
+        &mut self,
+        geometry: &Geometry,
+        function: &LeafFunction,
+        entry: &Entry,
+    ) -> Result<()> {
+        let extent = entry.extent;
+        let record = match &entry.change {
+            Change::Write(data) => Record::Write {
+                extent,
+                data: &data[..],
+            },
+            Change::Zeroes => Record::Zeroes { extent },
+            Change::Discard => Record::Discard { extent },
+            Change::Unread => {
+                return Err(Error::new(ErrorKind::State, "write to the epoch's log")
+                    .offset(extent.offset())
+                    .detail("the change's data was not kept"));
+            }
+        };
+        self.log()?.append(&record, entry.time)?;
+        self.shipped += extent.len().get();
+        let Some(run) = geometry.run_of(extent) else {
+            return Ok(());
+        };
+        for n in run.range() {
+            let number = BlockNumber::new(n);
+            let end = BlockNumber::new(n + 1);
+            let block = geometry.extent_of(Run { start: number, end });
+            let is_whole = block.intersect(extent) == Some(block);
+            let leaf = match &entry.change {
+                _ if !is_whole => None,
+                Change::Write(data) => {
+                    let start = (block.offset().get() - extent.offset().get()) as usize;
+                    let bytes = &data[start..start + block.len().get() as usize];
+                    Some(function.leaf(number, bytes))
+                }
+                _ => Some(function.zero_leaf(number, block.len())),
+            };
+            self.leaves.insert(number, leaf);
+        }
         Ok(())
     }
 
@@ -143,7 +203,7 @@ impl EpochDraft {
     /// As [`Self::commit`].
     pub fn roll(&mut self, writer: &mut VolumeWriter, tree: &mut DigestTree) -> Result<()> {
         self.seal(writer, tree)?;
-        self.log = Some(writer.begin_epoch()?);
+        self.log = Some(writer.begin_epoch_in(self.order)?);
         Ok(())
     }
 
@@ -152,10 +212,7 @@ impl EpochDraft {
         let epoch = log.epoch();
         let committed = writer.commit(log)?;
         let leaves = std::mem::take(&mut self.leaves);
-        tree.apply(
-            epoch,
-            leaves.into_iter().map(|(block, leaf)| (block, Some(leaf))),
-        )?;
+        tree.apply(epoch, leaves)?;
         Ok(committed)
     }
 }
