@@ -48,6 +48,35 @@ pub enum Phase {
     },
 }
 
+/// How a volume's changes are captured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Capture {
+    /// By a BPF program, while the device's users go on as ever.
+    #[default]
+    Ebpf,
+    /// By an NBD server that the device's users go through.
+    Nbd,
+    /// By a ublk device that they go through.
+    Ublk,
+}
+
+impl Capture {
+    /// As it stands in JSON: a lower-case word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ebpf => "ebpf",
+            Self::Nbd => "nbd",
+            Self::Ublk => "ublk",
+        }
+    }
+
+    /// Whether the device's users go through us.
+    pub const fn is_inline(self) -> bool {
+        matches!(self, Self::Nbd | Self::Ublk)
+    }
+}
+
 /// Whether the operator wants changes shipped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -93,6 +122,9 @@ pub struct VolumeConfig {
     /// Where logs wait when the store falls behind; used by inline capture.
     #[serde(default)]
     pub spool: Option<PathBuf>,
+    /// How its changes are captured.
+    #[serde(default)]
+    pub capture: Capture,
     /// How far the first copy has come.
     pub phase: Phase,
     /// Whether changes are shipped.

@@ -135,7 +135,7 @@ impl Member {
     /// goes on in the kernel.
     pub fn drop_sides(&mut self) {
         if let Some(source) = self.source.take() {
-            self.observer = Some(source.observer());
+            self.observer = source.observer();
         }
         self.sink = None;
     }

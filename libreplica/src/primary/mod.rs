@@ -39,11 +39,12 @@ mod status;
 mod still;
 mod tail;
 mod target;
+mod tracking;
 mod verify;
 mod volume;
 pub mod watchdog;
 
-pub use config::{ExcludedRange, Phase, Shipping, VolumeConfig};
+pub use config::{Capture, ExcludedRange, Phase, Shipping, VolumeConfig};
 pub use engine::Primary;
 pub use spec::{Exclusion, PointOptions, PrimaryOptions, ProtectSpec, Siblings};
 pub use state_dir::StateDir;

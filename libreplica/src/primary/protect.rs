@@ -65,6 +65,7 @@ pub fn protect(
         exclude: excluded.into_iter().map(Into::into).collect(),
         left_out: Vec::new(),
         spool: spec.spool,
+        capture: spec.capture,
         phase: place.phase,
         shipping: Shipping::On,
         revision: 0,

@@ -2,10 +2,12 @@
 //! and the reader. Brought up, it has taken up the tracking that went on in the kernel,
 //! or attached anew and says why the image can no longer be trusted to follow.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use hrl_format::units::Extent;
 
+use crate::capture::inline::Service;
 use crate::capture::{AttachSpec, FolderId, Observer, Tracker};
 use crate::device::{BlockDevice, OpenFor, Swap};
 use crate::digest::DigestTree;
@@ -17,6 +19,7 @@ use crate::primary::exclusions::Exclusions;
 use crate::primary::fingerprint;
 use crate::primary::lifecycle;
 use crate::primary::status::VolumeStatus;
+use crate::primary::tracking::Tracking;
 use crate::primary::volume::Volume;
 use crate::sys::reader::{Reader, ReaderOptions};
 
@@ -32,7 +35,7 @@ pub struct Source {
     reader: Option<Reader>,
     /// The swap in use that `exclusions` goes by.
     swap: Swap,
-    tracker: Tracker,
+    tracking: Tracking,
     geometry: Geometry,
     round_began: Instant,
     /// Why the whole volume must be compared, found and not yet dealt with.
@@ -52,7 +55,19 @@ impl Source {
         environment: &Environment,
     ) -> Result<Self> {
         let tracker = Tracker::attach(&spec(config, &device, environment))?;
-        Self::with(config, device, tracker)
+        Self::with(config, device, Tracking::Kernel(tracker))
+    }
+
+    /// The side of a device whose users go through `service`.
+    ///
+    /// # Errors
+    /// When the device cannot be read.
+    pub fn inline(
+        config: &VolumeConfig,
+        device: BlockDevice,
+        service: Arc<Service>,
+    ) -> Result<Self> {
+        Self::with(config, device, Tracking::Inline(service))
     }
 
     /// Opens the device and takes its tracking up again. If changes may have been missed,
@@ -73,13 +88,13 @@ impl Source {
         let spec = spec(config, &device, environment);
         let cause = match Tracker::adopt(&spec) {
             Ok(tracker) => {
-                let mut source = Self::with(config, device, tracker)?;
+                let mut source = Self::with(config, device, Tracking::Kernel(tracker))?;
                 // What a killed agent had taken out of the bitmaps and not brought home.
-                source.tracker.reclaim();
-                if source.tracker.settings() > config.revision {
+                source.tracking.reclaim();
+                if source.tracking.settings().is_some_and(|newest| newest > config.revision) {
                     // Newer ones may have said that something was not known.
                     source.revision = note(OLDER_SETTINGS)?;
-                    source.tracker.note_settings(source.revision);
+                    source.tracking.note_settings(source.revision);
                 }
                 return Ok(source);
             }
@@ -99,10 +114,10 @@ impl Source {
         environment.remove_pins(config.id)?;
         let mut tracker = Tracker::attach(&spec)?;
         tracker.note_settings(revision);
-        Self::with(config, device, tracker)
+        Self::with(config, device, Tracking::Kernel(tracker))
     }
 
-    fn with(config: &VolumeConfig, device: BlockDevice, tracker: Tracker) -> Result<Self> {
+    fn with(config: &VolumeConfig, device: BlockDevice, tracking: Tracking) -> Result<Self> {
         let geometry = geometry(config, &device);
         let swap = Swap::on(&device)?;
         Ok(Self {
@@ -110,7 +125,7 @@ impl Source {
             swap,
             device,
             reader: None,
-            tracker,
+            tracking,
             geometry,
             round_began: Instant::now(),
             loss: None,
@@ -175,8 +190,8 @@ impl Source {
             return Ok(());
         }
         for range in before.ranges() {
-            let tracker = &mut self.tracker;
-            self.exclusions.kept(*range, |part| tracker.mark(part));
+            let tracking = &mut self.tracking;
+            self.exclusions.kept(*range, |part| tracking.mark(part));
         }
         for path in self.swap.unplaced() {
             tracing::info!(volume = %volume.id(), path = %path.display(), "swap is copied like data");
@@ -217,8 +232,7 @@ impl Source {
     /// [`ErrorKind::ResyncNeeded`] when tracking was lost, with the cause.
     pub fn swap(&mut self) -> Result<()> {
         self.round_began = Instant::now();
-        let report = self.tracker.swap()?;
-        let Some(cause) = report.widened else {
+        let Some(cause) = self.tracking.swap()? else {
             return Ok(());
         };
         self.loss = Some(cause.to_string());
@@ -240,7 +254,7 @@ impl Source {
     /// What the tracker says.
     pub fn loss_is_noted(&mut self, revision: u64) -> Result<()> {
         self.revision = revision;
-        self.tracker.finish_round();
+        self.tracking.finish_round();
         self.acknowledge()?;
         self.loss = None;
         Ok(())
@@ -253,7 +267,7 @@ impl Source {
 
     /// Calls `take` with each stretch of this round that is not left out.
     pub fn each_dirty(&self, mut take: impl FnMut(Extent)) {
-        for run in self.tracker.round().runs() {
+        for run in self.tracking.round().runs() {
             let extent = self.geometry.extent_of(run);
             self.exclusions.kept(extent, &mut take);
         }
@@ -265,8 +279,8 @@ impl Source {
     /// What the device failed with, or `take` returned.
     pub fn read_round(&mut self, mut take: impl FnMut(Extent, &[u8]) -> Result<()>) -> Result<()> {
         self.reader()?;
-        let (tracker, exclusions, geometry) = (&self.tracker, &self.exclusions, &self.geometry);
-        let extents = tracker.round().runs().flat_map(|run| {
+        let (tracking, exclusions, geometry) = (&self.tracking, &self.exclusions, &self.geometry);
+        let extents = tracking.round().runs().flat_map(|run| {
             let mut parts = Vec::new();
             exclusions.kept(geometry.extent_of(run), |part| parts.push(part));
             parts
@@ -283,12 +297,12 @@ impl Source {
 
     /// This round was read; it stays dirty until it is acknowledged.
     pub fn finish_round(&mut self) {
-        self.tracker.finish_round();
+        self.tracking.finish_round();
     }
 
     /// What was read and not brought home is dirty again.
     pub fn reclaim(&mut self) {
-        self.tracker.reclaim();
+        self.tracking.reclaim();
     }
 
     /// All that was read is durable in the store.
@@ -296,18 +310,18 @@ impl Source {
     /// # Errors
     /// [`ErrorKind::State`] while a round is under way.
     pub fn acknowledge(&mut self) -> Result<()> {
-        self.tracker.note_settings(self.revision);
-        self.tracker.acknowledge()
+        self.tracking.note_settings(self.revision);
+        self.tracking.acknowledge()
     }
 
     /// Makes `extent` dirty.
     pub fn mark(&mut self, extent: Extent) {
-        self.tracker.mark(extent);
+        self.tracking.mark(extent);
     }
 
     /// Makes all of this round dirty again.
     pub fn mark_round_again(&mut self) {
-        self.tracker.pending().merge_from(self.tracker.round());
+        self.tracking.mark_round_again();
     }
 
     /// Whether a write was submitted and has not ended.
@@ -315,7 +329,7 @@ impl Source {
     /// # Errors
     /// [`ErrorKind::Vanished`] if the device is gone.
     pub fn has_in_flight(&self) -> Result<bool> {
-        Ok(!self.tracker.in_flight()?.is_none())
+        self.tracking.has_in_flight()
     }
 
     /// Whether nothing that counts was written since the round began, and nothing is in
@@ -328,7 +342,7 @@ impl Source {
     }
 
     fn has_dirty(&self) -> bool {
-        self.tracker.pending().runs().any(|run| {
+        self.tracking.pending().runs().any(|run| {
             let mut counts = false;
             let extent = self.geometry.extent_of(run);
             self.exclusions.kept(extent, |_| counts = true);
@@ -339,12 +353,12 @@ impl Source {
     /// What waits to be shipped. Between two epochs all of that is in the next round.
     pub fn dirty_bytes(&self) -> u64 {
         if self.exclusions.ranges().is_empty() {
-            let blocks = self.tracker.dirty_blocks();
+            let blocks = self.tracking.dirty_blocks();
             let bytes = blocks * u64::from(self.geometry.block.get());
             return bytes.min(self.geometry.size.get());
         }
         let mut bytes = 0;
-        for run in self.tracker.pending().runs() {
+        for run in self.tracking.pending().runs() {
             let extent = self.geometry.extent_of(run);
             self.exclusions
                 .kept(extent, |part| bytes += part.len().get());
@@ -352,9 +366,15 @@ impl Source {
         bytes
     }
 
-    /// Whether a block waits to be shipped.
-    pub fn is_dirty(&self, block: BlockNumber) -> bool {
-        self.tracker.pending().test(block)
+    /// Whether a difference of this block means nothing: it waits to be shipped, or what it
+    /// holds is not defined.
+    pub fn excuses(&self, block: BlockNumber) -> bool {
+        self.tracking.excuses(block)
+    }
+
+    /// The interceptor, if the device's users go through one.
+    pub const fn service(&self) -> Option<&Arc<Service>> {
+        self.tracking.inline()
     }
 
     /// Bytes of memory that an extent takes when it is read.
@@ -368,23 +388,18 @@ impl Source {
     /// # Errors
     /// What the system said.
     pub fn release(self) -> Result<()> {
-        self.tracker.detach()
+        self.tracking.detach()
     }
 
     /// What goes on in the kernel, to be asked also when this side is down.
-    pub fn observer(&self) -> Observer {
-        self.tracker.observer()
+    pub fn observer(&self) -> Option<Observer> {
+        self.tracking.observer()
     }
 
-    /// Writes what the kernel knows into `status`.
+    /// Writes what the tracking knows into `status`.
     pub fn describe(&self, status: &mut VolumeStatus) {
         status.dirty_bytes = self.dirty_bytes();
-        // A device that is gone has no counters; the last ones stay.
-        if let Ok(counters) = self.tracker.counters() {
-            status.counters.writes_seen = counters.submitted;
-            status.counters.sectors_seen = counters.submitted_sectors;
-            status.counters.widened = counters.widened.iter().map(|(_, times)| times).sum();
-        }
+        self.tracking.describe(status);
     }
 }
 

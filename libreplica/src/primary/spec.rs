@@ -6,6 +6,8 @@ use std::time::Duration;
 use hrl_format::record::Consistency;
 use hrl_format::units::{BlockSize, Extent};
 
+use crate::primary::config::Capture;
+
 /// How the daemon is set up.
 #[derive(Clone, Debug)]
 pub struct PrimaryOptions {
@@ -61,6 +63,8 @@ pub struct ProtectSpec {
     pub group: Option<String>,
     /// What to leave out.
     pub exclude: Vec<Exclusion>,
+    /// How its changes are captured.
+    pub capture: Capture,
     /// Where logs wait when the store falls behind.
     pub spool: Option<PathBuf>,
     /// What to do about disks that belong to it.

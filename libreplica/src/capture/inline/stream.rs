@@ -193,6 +193,13 @@ impl Service {
         self.interceptor().ledger.finish_round();
     }
 
+    /// All of the round is dirty again, and stays in the epoch too.
+    pub fn mark_round_again(&self) {
+        let _alone = lock(&self.interceptor().state);
+        let ledger = &self.interceptor().ledger;
+        ledger.live().merge_from(ledger.round());
+    }
+
     /// The store has the epoch.
     pub fn acknowledge(&self) {
         self.interceptor().ledger.acknowledge();
