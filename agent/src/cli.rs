@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hrl_format::record::Consistency;
+use libreplica::primary::Capture;
 
 use crate::log_command::LogCommand;
 use crate::quantity::{BlockSizeArg, DurationArg};
@@ -103,6 +104,18 @@ pub enum CaptureArg {
     Auto,
     /// An eBPF program on the block layer's tracepoints
     Ebpf,
+    /// An NBD server that the device's users go through: every write with its data, in order
+    Nbd,
+}
+
+impl CaptureArg {
+    /// What it means on this machine.
+    pub const fn resolve(self) -> Capture {
+        match self {
+            Self::Auto | Self::Ebpf => Capture::Ebpf,
+            Self::Nbd => Capture::Nbd,
+        }
+    }
 }
 
 #[derive(Args, Debug)]

@@ -19,10 +19,11 @@ use crate::text;
 pub fn answer(primary: &Arc<Primary>, request: Request) -> Result<Answer> {
     match request {
         Request::Protect(request) => {
-            let (id, name) = primary.protect(protect_spec(request)?)?;
+            let protected = primary.protect(protect_spec(request)?)?;
             Ok(Answer::Protected {
-                id: id.to_string(),
-                name,
+                id: protected.id.to_string(),
+                name: protected.name,
+                address: protected.address,
             })
         }
         Request::Wait { volume } => primary.wait_until_replicating(&volume).map(Answer::settled),
@@ -70,6 +71,7 @@ fn protect_spec(request: ProtectRequest) -> Result<ProtectSpec> {
         group: request.group,
         exclude,
         spool: request.spool,
+        capture: request.capture,
         siblings: if request.force {
             Siblings::LeaveOut
         } else {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hrl_format::units::ByteLen;
 use libreplica::primary::{Primary, PrimaryOptions};
 use libreplica::{Error, IoContext};
 use nix::sys::signal::{SigSet, Signal};
@@ -17,7 +18,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::cli::{DaemonArgs, RunArgs};
 use crate::control::server::ControlServer;
 use crate::failure::Failure;
-use crate::quantity::DurationArg;
+use crate::quantity::{DurationArg, parse_bytes};
 
 /// The configuration file. Every key may be left out.
 #[derive(Debug, Default, Deserialize)]
@@ -31,6 +32,12 @@ struct Config {
     /// How long a freeze may last.
     #[serde(deserialize_with = "duration")]
     freeze_limit: Option<DurationArg>,
+    /// How much data of a volume may wait in memory to be shipped, in inline capture.
+    #[serde(deserialize_with = "size")]
+    buffer: Option<ByteLen>,
+    /// How much that may be of all volumes together.
+    #[serde(deserialize_with = "size")]
+    buffers: Option<ByteLen>,
     /// What to log: error, warn, info, debug, trace.
     log: Option<String>,
 }
@@ -39,6 +46,15 @@ fn duration<'de, D: Deserializer<'de>>(value: D) -> Result<Option<DurationArg>, 
     let text = String::deserialize(value)?;
     text.parse().map(Some).map_err(de::Error::custom)
 }
+
+fn size<'de, D: Deserializer<'de>>(value: D) -> Result<Option<ByteLen>, D::Error> {
+    let text = String::deserialize(value)?;
+    parse_bytes(&text).map(Some).map_err(de::Error::custom)
+}
+
+/// See `buffer` and `buffers` of [`Config`].
+const BUFFER: ByteLen = ByteLen::new(256 << 20);
+const BUFFERS: ByteLen = ByteLen::new(1 << 30);
 
 const DEFAULT_CONFIG: &str = "/etc/replica/replica.toml";
 
@@ -125,6 +141,7 @@ fn options(daemon: &DaemonArgs, config: &Config) -> Result<PrimaryOptions, Failu
         .to_owned();
     Ok(PrimaryOptions {
         state_dir: std::path::absolute(&daemon.state_dir)?,
+        socket_dir: run_dir.clone(),
         run_dir,
         hooks_dir: config
             .hooks_dir
@@ -136,6 +153,8 @@ fn options(daemon: &DaemonArgs, config: &Config) -> Result<PrimaryOptions, Failu
         freeze_limit: config
             .freeze_limit
             .map_or(Duration::from_secs(2), |time| time.0),
+        buffer: config.buffer.unwrap_or(BUFFER),
+        buffers: config.buffers.unwrap_or(BUFFERS),
     })
 }
 

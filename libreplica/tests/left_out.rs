@@ -14,10 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libreplica::ErrorKind;
-use libreplica::primary::{PointOptions, Primary, PrimaryOptions, ProtectSpec, Siblings, watchdog};
+use libreplica::primary::{
+    Capture, PointOptions, Primary, PrimaryOptions, ProtectSpec, Siblings, watchdog,
+};
 use libreplica::record::Consistency;
 use libreplica::store::{PointSelector, Store};
-use libreplica::units::{BlockSize, ByteOffset};
+use libreplica::units::{BlockSize, ByteLen, ByteOffset};
 use rig::runner::{self, Test};
 use rig::{LoopDisk, MIB, Swapping, run, until};
 use tempfile::TempDir;
@@ -85,6 +87,9 @@ impl Bench {
             hooks_dir: path("hooks"),
             hook_limit: LIMIT,
             freeze_limit: Duration::from_secs(2),
+            socket_dir: path("run"),
+            buffer: ByteLen::new(1 << 20),
+            buffers: ByteLen::new(1 << 20),
         })
         .unwrap();
         let bench = Self {
@@ -111,6 +116,7 @@ impl Bench {
             group: None,
             exclude: Vec::new(),
             spool: None,
+            capture: Capture::Ebpf,
             siblings: Siblings::Refuse,
         };
         self.primary.protect(spec).unwrap();

@@ -37,6 +37,7 @@ pub fn run(daemon: &DaemonArgs, args: ProtectArgs) -> Result<ExitCode, Failure> 
         group: args.group,
         exclude,
         spool: spool.clone(),
+        capture: args.capture.resolve(),
         force: args.force,
     };
     let answer = ask(
@@ -44,7 +45,7 @@ pub fn run(daemon: &DaemonArgs, args: ProtectArgs) -> Result<ExitCode, Failure> 
         &Request::Protect(request),
         Some(ATTACH_LIMIT),
     )?;
-    let Answer::Protected { id, name } = answer else {
+    let Answer::Protected { id, name, address } = answer else {
         return Err(Failure::Hangup {
             socket: daemon.socket.clone(),
         });
@@ -57,6 +58,10 @@ pub fn run(daemon: &DaemonArgs, args: ProtectArgs) -> Result<ExitCode, Failure> 
         );
     }
     eprintln!("{} is protected as volume {name} ({id})", device.display());
+    if let Some(address) = address {
+        // The one line for scripts: what the device's users open from now on.
+        println!("{address}");
+    }
     if args.wait {
         wait(daemon, &id)?;
     }

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use libreplica::primary::{PointSummary, Settled, VerifySummary, VolumeStatus};
+use libreplica::primary::{Capture, PointSummary, Settled, VerifySummary, VolumeStatus};
 use libreplica::{Error, ErrorKind};
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +51,7 @@ pub struct ProtectRequest {
     pub group: Option<String>,
     pub exclude: Vec<Exclude>,
     pub spool: Option<PathBuf>,
+    pub capture: Capture,
     pub force: bool,
 }
 
@@ -89,7 +90,12 @@ pub enum Answer {
     /// It is done.
     Done,
     /// The volume that was protected.
-    Protected { id: String, name: String },
+    Protected {
+        id: String,
+        name: String,
+        /// What its users are given, if they go through the agent.
+        address: Option<String>,
+    },
     /// A first copy or a resync has ended; without a point, why.
     Settled { without_point: Option<String> },
     /// The volumes.

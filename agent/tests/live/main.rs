@@ -16,6 +16,7 @@ mod encryption;
 mod filesystems;
 mod freeze;
 mod groups;
+mod inline;
 mod kills;
 mod lacking;
 mod log_files;

@@ -24,6 +24,7 @@ pub const READ: u64 = 1 << 20;
 /// What the source or the store failed with; the copy starts over then.
 pub fn baseline(volume: &Volume, member: &mut Member) -> Result<()> {
     let geometry = member.geometry();
+    member.break_off("the first copy is being made");
     let (source, sink) = member.live()?;
     tracing::info!(volume = %volume.id(), bytes = geometry.size.get(), "first copy begins");
     sink.renew_tree()?;
@@ -72,6 +73,8 @@ pub fn baseline(volume: &Volume, member: &mut Member) -> Result<()> {
 pub fn resync(volume: &Volume, member: &mut Member, cause: &str) -> Result<()> {
     let geometry = member.geometry();
     let started = Timestamp::now();
+    // What is read is newer than what waits in the stream.
+    member.break_off("a resync is under way");
     let (source, sink) = member.live()?;
     tracing::info!(volume = %volume.id(), cause, "resync begins");
     sink.make_tree_current()?;

@@ -31,6 +31,17 @@ struct Running {
     thread: Option<JoinHandle<()>>,
 }
 
+/// A volume that has just been protected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Protected {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// What the device's users are given, if they go through the agent.
+    pub address: Option<String>,
+}
+
 /// All volumes that this machine protects.
 pub struct Primary {
     environment: Arc<Environment>,
@@ -167,19 +178,23 @@ impl Primary {
         }
     }
 
-    /// Protects a device: returns its id and name once tracking is attached.
+    /// Protects a device: returns what it is known by once its changes are captured.
     ///
     /// # Errors
     /// [`ErrorKind::Exists`] for a device or a name that is taken, [`ErrorKind::Invalid`]
     /// for a device that cannot be protected or a store that lies on it, and whatever the
     /// system said; nothing is left behind then.
-    pub fn protect(&self, spec: ProtectSpec) -> Result<(VolumeId, String)> {
+    pub fn protect(&self, spec: ProtectSpec) -> Result<Protected> {
         let _changing = locked(&self.changing);
         let others: Vec<_> = self.all().iter().map(|volume| volume.config()).collect();
         let (config, member) = protect::protect(&self.environment, spec, &others)?;
-        let named = (config.id, config.name.clone());
+        let protected = Protected {
+            id: config.id,
+            name: config.name.clone(),
+            address: member.inline().map(|inline| inline.address().to_owned()),
+        };
         self.launch(config, Some(member));
-        Ok(named)
+        Ok(protected)
     }
 
     /// Stops protecting a volume. When it returns, nothing of it is left in the kernel;

@@ -4,7 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use hrl_format::id::VolumeId;
@@ -12,6 +12,7 @@ use hrl_format::id::VolumeId;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::capture::inline::Budget;
 use crate::capture::{self, AttachSpec, FolderId, PinInfo, PinStage};
 use crate::error::{ErrorKind, IoContext, Result};
 use crate::primary::group::Peers;
@@ -29,6 +30,8 @@ pub struct Environment {
     pub options: PrimaryOptions,
     /// All volumes.
     pub peers: Peers,
+    /// The memory for data that waits to be shipped, of all volumes.
+    pub budget: Arc<Budget>,
     freezer: Mutex<Freezer>,
     /// Held for as long as this daemon lives, so that others see that it does.
     _alive: Flock<File>,
@@ -67,9 +70,11 @@ impl Environment {
             tracing::warn!("the watchdog of freezes: {shortcoming}");
         }
         let freezer = Mutex::new(freezer);
+        let budget = Arc::new(Budget::new(options.buffers));
         Ok(Self {
             state,
             options,
+            budget,
             peers: Peers::default(),
             freezer,
             _alive: alive,

@@ -28,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// the interval is.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// How long changes of a stream wait in memory, unless there are many.
+const STREAM: Duration = Duration::from_millis(100);
+
 /// What a volume's thread remembers of the image's points between two things it does.
 #[derive(Debug, Default)]
 struct Keeping {
@@ -50,12 +53,24 @@ pub fn run(volume: &Arc<Volume>, environment: &Environment) {
         if let Some(mut member) = volume.try_member() {
             member.rest();
         }
-        volume.sleep(pause);
+        rest(volume, pause);
     }
     if let Some(mut member) = volume.try_member() {
-        member.drop_sides();
+        member.end();
     }
     show::keep_history(volume, environment);
+}
+
+/// Waits until there is something to do: for somebody's wish, and for a stream of changes
+/// that is worth shipping.
+fn rest(volume: &Volume, pause: Duration) {
+    let inline = volume
+        .try_member()
+        .and_then(|member| member.inline().cloned());
+    match inline {
+        Some(inline) if !volume.is_woken() => inline.service().wait(pause.min(STREAM)),
+        _ => volume.sleep(pause),
+    }
 }
 
 /// One turn of the thread; returns how long it pauses, or nothing if it shall end. Whatever
@@ -108,6 +123,7 @@ fn step(
     if volume.pace(|pace| pace.is_broken()) {
         group::ship(volume, environment)?;
     }
+    with_member(volume, Member::ship_now)?;
     let left = || volume.pace(|pace| pace.left(Instant::now()));
     if left().is_zero() {
         group::scheduled(volume, environment)?;

@@ -3,6 +3,7 @@
 //! it is needed and dropped when it fails; what matters of it lives in the kernel and in
 //! the store, so that bringing it up again is the one way to recover from anything.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use hrl_format::id::VolumeId;
@@ -12,14 +13,21 @@ pub use crate::primary::sink::Sink;
 pub use crate::primary::source::Source;
 
 use crate::capture::Observer;
+use crate::digest::DigestTree;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
-use crate::primary::config::VolumeConfig;
+use crate::primary::config::{Phase, VolumeConfig};
+use crate::primary::draft::EpochDraft;
 use crate::primary::environment::Environment;
+use crate::primary::inline::{Inline, Past};
 use crate::primary::lifecycle;
+use crate::primary::source;
 use crate::primary::status::VolumeStatus;
 use crate::primary::volume::Volume;
 use crate::store::FoldStep;
+
+/// Why a stream of changes is given up that could not be brought home.
+const FAILED: &str = "changes could not be shipped: see last_error";
 
 /// The working part of one volume.
 pub struct Member {
@@ -29,6 +37,14 @@ pub struct Member {
     sink: Option<Sink>,
     /// What goes on in the kernel while the source side is down.
     observer: Option<Observer>,
+    /// What serves the device's users, if they go through us. It is there whatever fails.
+    inline: Option<Arc<Inline>>,
+    /// It may be another disk than the image is of.
+    past: Past,
+    /// The epoch that the stream of changes is put into.
+    pub(super) stream: Option<EpochDraft>,
+    /// Whether the image, with the stream, is a state that the volume had.
+    pub(super) is_at_a_point: bool,
     /// Since when something may be dirty that the store does not have.
     behind_since: Instant,
 }
@@ -47,6 +63,10 @@ impl Member {
             source: None,
             sink: None,
             observer: None,
+            inline: None,
+            past: Past::SameDisk,
+            stream: None,
+            is_at_a_point: false,
             behind_since: Instant::now(),
         }
     }
@@ -61,8 +81,59 @@ impl Member {
             source: Some(source),
             sink: Some(sink),
             observer: None,
+            inline: None,
+            past: Past::SameDisk,
+            stream: None,
+            is_at_a_point: false,
             behind_since,
         }
+    }
+
+    /// What serves the volume's users goes with it.
+    #[must_use]
+    pub fn served(mut self, inline: Option<Arc<Inline>>) -> Self {
+        self.inline = inline;
+        self
+    }
+
+    /// What serves the device's users, if they go through us.
+    pub const fn inline(&self) -> Option<&Arc<Inline>> {
+        self.inline.as_ref()
+    }
+
+    /// Serves the device's users, if they go through us, before anything else.
+    fn serve(&mut self, volume: &Volume, environment: &Environment) -> Result<()> {
+        let config = volume.config();
+        if self.inline.is_some() || !config.capture.is_inline() {
+            return Ok(());
+        }
+        let note = |cause: &str| lifecycle::needs_resync(volume, environment, cause);
+        let device = source::open(&config)?;
+        let (inline, past) = Inline::begin(&config, &device, environment, note)?;
+        self.geometry = inline.service().geometry();
+        self.past = past;
+        self.inline = Some(Arc::new(inline));
+        Ok(())
+    }
+
+    /// The source side, taken up from what went on while it was down.
+    fn source(
+        &mut self,
+        volume: &Volume,
+        environment: &Environment,
+        tree: &DigestTree,
+    ) -> Result<Source> {
+        let config = volume.config();
+        let Some(inline) = &self.inline else {
+            let note = |cause: &str| lifecycle::needs_resync(volume, environment, cause);
+            return Source::bring_up(&config, environment, tree, note);
+        };
+        let device = source::open(&config)?;
+        if self.past == Past::MaybeAnother && config.phase != Phase::Baseline {
+            source::must_be_the_same_disk(&config, &device, tree)?;
+        }
+        self.past = Past::SameDisk;
+        Source::inline(&config, device, Arc::clone(inline.service()))
     }
 
     /// The volume's size and units.
@@ -82,20 +153,25 @@ impl Member {
                 .volume(self.id)
                 .detail("it is being stopped"));
         }
+        self.serve(volume, environment)?;
         let sink = match self.sink {
             Some(_) => Ok(()),
             None => Sink::bring_up(&volume.config(), self.geometry, environment)
                 .map(|sink| self.sink = Some(sink)),
         };
         if self.source.is_none() {
-            let note = |cause: &str| lifecycle::needs_resync(volume, environment, cause);
             // Without the image nobody can say whether it is the same disk.
-            let Some(up) = &self.sink else { return sink };
-            let source = Source::bring_up(&volume.config(), environment, &up.tree, note)?;
+            let Some(up) = self.sink.take() else {
+                return sink;
+            };
+            let source = self.source(volume, environment, &up.tree);
+            let newest = up.newest_moment();
+            self.sink = Some(up);
+            let source = source?;
             self.geometry = source.geometry();
             self.source = Some(source);
             self.observer = None;
-            self.behind_since = up.newest_moment();
+            self.behind_since = newest;
         }
         self.note_loss(volume, environment)?;
         if let Some(source) = &mut self.source {
@@ -138,6 +214,24 @@ impl Member {
             self.observer = source.observer();
         }
         self.sink = None;
+        self.break_off(FAILED);
+    }
+
+    /// The daemon ends: so does the service of the device's users.
+    pub fn end(&mut self) {
+        if let Some(inline) = self.inline.take() {
+            inline.end();
+        }
+        self.drop_sides();
+    }
+
+    /// What was taken out of the stream and is not in the store is known by its blocks only.
+    pub fn break_off(&mut self, cause: &str) {
+        self.stream = None;
+        self.is_at_a_point = false;
+        if let Some(inline) = &self.inline {
+            inline.break_off(cause);
+        }
     }
 
     /// Lets go of the device until it is read again.
@@ -152,6 +246,7 @@ impl Member {
         if let Some(source) = &mut self.source {
             source.reclaim();
         }
+        self.break_off(FAILED);
     }
 
     /// Whether both sides are up.
@@ -189,7 +284,12 @@ impl Member {
     /// What the system said.
     pub fn release(&mut self, environment: &Environment) -> Result<()> {
         self.sink = None;
-        match self.source.take() {
+        self.stream = None;
+        let source = self.source.take();
+        if let Some(inline) = self.inline.take() {
+            inline.end();
+        }
+        match source {
             Some(source) => source.release(),
             None => environment.remove_pins(self.id),
         }
@@ -204,6 +304,9 @@ impl Member {
                 status.dirty_bytes = bytes.min(self.geometry.size.get());
             }
             (None, None) => {}
+        }
+        if let Some(inline) = &self.inline {
+            inline.describe(status);
         }
         if let Some(sink) = &self.sink {
             sink.describe(status);

@@ -23,6 +23,8 @@ mod exclusions;
 mod fingerprint;
 mod group;
 pub mod hooks;
+mod inline;
+mod instant;
 mod lifecycle;
 mod member;
 mod owner;
@@ -45,7 +47,7 @@ mod volume;
 pub mod watchdog;
 
 pub use config::{Capture, ExcludedRange, Phase, Shipping, VolumeConfig};
-pub use engine::Primary;
+pub use engine::{Primary, Protected};
 pub use spec::{Exclusion, PointOptions, PrimaryOptions, ProtectSpec, Siblings};
 pub use state_dir::StateDir;
 pub use status::{

@@ -14,9 +14,11 @@ use hrl_format::id::{GroupId, PointId};
 use hrl_format::record::{Consistency, Tag};
 use hrl_format::units::Timestamp;
 
+use crate::capture::inline::Moment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::primary::draft::EpochDraft;
 use crate::primary::environment::Environment;
+use crate::primary::instant;
 use crate::primary::member::{Member, Source};
 use crate::primary::pace::Cause;
 use crate::primary::spec::PointOptions;
@@ -92,6 +94,7 @@ pub fn make(
     deadline: Instant,
 ) -> Made {
     each(parts, |part| part.bring_up(environment));
+    let inline = instant::is_inline(parts);
     let mut frozen = None;
     let ended = match wish {
         Wish::Point(options) => {
@@ -99,6 +102,14 @@ pub fn make(
             frozen = blocked;
             Some(captured)
         }
+        Wish::NoPoint(error) if inline => {
+            let reached = instant::reach(parts, environment, &[]);
+            Some(Err(reached.moment.err().unwrap_or_else(|| error.into())))
+        }
+        Wish::Epoch if inline => instant::reach(parts, environment, &[])
+            .moment
+            .err()
+            .map(Err),
         Wish::NoPoint(error) => {
             begin(parts);
             let read = still::rounds(parts, &[], deadline);
@@ -136,22 +147,40 @@ fn capture<'a>(
         Err(missed) if missed.cause == Cause::Refused => return (Err(missed), None),
         plan => plan,
     };
+    if instant::is_inline(parts) {
+        return match plan {
+            Err(missed) => {
+                // What the others have changed is shipped all the same.
+                instant::reach(parts, environment, &[]);
+                (Err(missed), None)
+            }
+            Ok(plan) => reach(parts, environment, plan, options, deadline),
+        };
+    }
     begin(parts);
     let filesystems = plan.as_ref().map_or(&[][..], |plan| &plan.filesystems);
     let read = still::rounds(parts, filesystems, deadline);
     let plan = plan.and_then(|plan| read.and_then(|()| all_well(parts)).map(|()| plan));
     match plan {
         Err(missed) => (Err(missed), None),
-        Ok(plan) => {
-            let reached = still::reach(parts, environment, &plan, deadline);
-            let captured = reached.moment.map(|time| Captured {
-                time,
-                consistency: plan.consistency,
-                options,
-            });
-            (captured, reached.frozen)
-        }
+        Ok(plan) => reach(parts, environment, plan, options, deadline),
     }
+}
+
+fn reach<'a>(
+    parts: &mut [Part<'_>],
+    environment: &Environment,
+    plan: Plan,
+    options: &'a PointOptions,
+    deadline: Instant,
+) -> (Result<Captured<'a>, Missed>, Option<Duration>) {
+    let reached = still::reach(parts, environment, &plan, deadline);
+    let captured = reached.moment.map(|time| Captured {
+        time,
+        consistency: plan.consistency,
+        options,
+    });
+    (captured, reached.frozen)
 }
 
 /// Does `work` for each part that has not failed; one that fails drops out.
@@ -247,11 +276,27 @@ impl<'a> Part<'a> {
         }
     }
 
+    /// Puts what a moment of the stream is made of into the draft.
+    ///
+    /// # Errors
+    /// As [`Member::gather`].
+    pub fn gather(&mut self, moment: Moment) -> Result<()> {
+        self.draft = Some(self.member.gather(moment)?);
+        Ok(())
+    }
+
+    /// Its member, if nothing of it waits to be shipped.
+    pub fn member_without_draft(&mut self) -> Option<&mut Member> {
+        self.draft.is_none().then_some(&mut *self.member)
+    }
+
     /// Seals and ships the draft; its point is listed then.
     fn ship(&mut self, mut draft: EpochDraft, tag: Option<Tag>) -> Result<()> {
         let (source, sink) = self.member.live()?;
         let shipped = draft.shipped().get();
         let began = source.round_began();
+        // A moment of the stream is one whether a point is made of it or not.
+        let source_is_whole = source.service().is_some();
         if tag.is_some() || !draft.is_empty() {
             if let Some(mut tag) = tag {
                 tag.root = draft.root(&sink.tree)?;
@@ -261,6 +306,7 @@ impl<'a> Part<'a> {
             self.point = committed.points.into_iter().next();
         }
         source.acknowledge()?;
+        self.member.is_at_a_point = source_is_whole;
         self.member.caught_up_to(began);
         self.volume
             .publish(|status| status.counters.bytes_shipped += shipped);

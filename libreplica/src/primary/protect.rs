@@ -2,6 +2,7 @@
 //! and what was made is taken away again when a later step fails.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use hrl_format::units::Extent;
 use hrl_format::{VolumeKey, id::VolumeId};
@@ -15,6 +16,7 @@ use crate::primary::config::{Phase, Shipping, VolumeConfig};
 use crate::primary::environment::Environment;
 use crate::primary::exclusions::Exclusions;
 use crate::primary::fingerprint;
+use crate::primary::inline::Inline;
 use crate::primary::member::{Member, Sink, Source, block_size};
 use crate::primary::source::open_reader;
 use crate::primary::spec::{Exclusion, ProtectSpec, Siblings};
@@ -37,7 +39,8 @@ pub fn protect(
         .clone()
         .unwrap_or_else(|| device.name().to_owned());
     refuse_taken(&device, &name, others)?;
-    refuse_cycles(&device, &spec)?;
+    refuse_mixed(&device, &spec, others)?;
+    refuse_cycles(&device, &spec, environment)?;
     if spec.siblings == Siblings::Refuse {
         refuse_siblings(&device, &spec, others)?;
     }
@@ -70,7 +73,7 @@ pub fn protect(
         shipping: Shipping::On,
         revision: 0,
     };
-    let source = Source::attach(&config, device, environment)?;
+    let (source, inline) = attach(&config, device, environment)?;
     let is_new = place.new.is_some();
     let made = make_image(
         environment,
@@ -81,11 +84,45 @@ pub fn protect(
         key.as_ref(),
     );
     match made {
-        Ok(sink) => Ok((config.clone(), Member::with(&config, source, sink))),
+        Ok(sink) => {
+            let member = Member::with(&config, source, sink).served(inline);
+            Ok((config, member))
+        }
         Err(error) => {
             undo(environment, config.id, source, is_new.then_some(&store));
+            inline.iter().for_each(|inline| inline.end());
             Err(error)
         }
+    }
+}
+
+/// Begins to capture what changes.
+fn attach(
+    config: &VolumeConfig,
+    device: BlockDevice,
+    environment: &Environment,
+) -> Result<(Source, Option<Arc<Inline>>)> {
+    if !config.capture.is_inline() {
+        return Ok((Source::attach(config, device, environment)?, None));
+    }
+    environment.state.make_volume_dir(config.id)?;
+    // What changes before the first copy is copied by it.
+    let begun = Inline::begin(config, &device, environment, |_| Ok(()));
+    let (inline, _) = begun.inspect_err(|_| forget(environment, config.id))?;
+    let service = Arc::clone(inline.service());
+    match Source::inline(config, device, service) {
+        Ok(source) => Ok((source, Some(Arc::new(inline)))),
+        Err(error) => {
+            inline.end();
+            forget(environment, config.id);
+            Err(error)
+        }
+    }
+}
+
+fn forget(environment: &Environment, id: VolumeId) {
+    if let Err(error) = environment.state.forget(id) {
+        tracing::warn!(volume = %id, "something of it is left behind: {error}");
     }
 }
 
@@ -154,10 +191,49 @@ fn refuse_taken(device: &BlockDevice, name: &str, others: &[VolumeConfig]) -> Re
     Ok(())
 }
 
+/// A group's moment is a freeze, or a cut of streams; ranges are left out of copies only.
+fn refuse_mixed(device: &BlockDevice, spec: &ProtectSpec, others: &[VolumeConfig]) -> Result<()> {
+    let refused = |detail: String, advice: &str| {
+        Err(Error::new(ErrorKind::Invalid, PROTECT)
+            .path(device.path())
+            .detail(detail)
+            .advice(advice))
+    };
+    if spec.capture.is_inline() && !spec.exclude.is_empty() {
+        return refused(
+            "nothing can be left out where every write is captured".to_owned(),
+            "leave --exclude away, or use --capture ebpf",
+        );
+    }
+    let mixed = others.iter().find(|other| {
+        spec.group.is_some()
+            && other.group == spec.group
+            && other.capture.is_inline() != spec.capture.is_inline()
+    });
+    match mixed {
+        None => Ok(()),
+        Some(other) => refused(
+            format!(
+                "{} of the same group is captured by {}",
+                other.name,
+                other.capture.as_str()
+            ),
+            "capture all volumes of a group by ebpf, or all by nbd or ublk",
+        ),
+    }
+}
+
 /// A store or a spool on the volume itself would be changed by each change it takes in.
-fn refuse_cycles(device: &BlockDevice, spec: &ProtectSpec) -> Result<()> {
+fn refuse_cycles(
+    device: &BlockDevice,
+    spec: &ProtectSpec,
+    environment: &Environment,
+) -> Result<()> {
+    let state_dir = environment.options.state_dir.clone();
     let layers = Layers::above(&[device])?;
+    let state = spec.capture.is_inline().then_some(&state_dir);
     let places = [
+        ("the state folder", state),
         ("the store", Some(&spec.store)),
         ("the spool", spec.spool.as_ref()),
     ];

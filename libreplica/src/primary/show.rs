@@ -48,6 +48,7 @@ pub fn at_first(config: &VolumeConfig, environment: &Environment) -> VolumeStatu
         group: config.group.clone(),
         size_bytes: config.size_bytes,
         block_bytes: config.block_bytes,
+        capture: config.capture.as_str().to_owned(),
         state,
         state_cause: cause,
         ..VolumeStatus::unknown(config.id)

@@ -159,6 +159,10 @@ impl Source {
     /// # Errors
     /// What the device failed with.
     pub fn sync(&self) -> Result<()> {
+        if self.tracking.inline().is_some() {
+            // Nobody else writes to it.
+            return Ok(());
+        }
         let node = self.device.open_node(OpenFor::BufferedRead)?;
         node.sync_all().at("flush the device", self.device.path())
     }
@@ -240,6 +244,11 @@ impl Source {
             .path(self.device.path())
             .detail(cause.to_string())
             .advice("a resync by checksums follows by itself"))
+    }
+
+    /// A round begins that is not started here: a moment of the stream.
+    pub fn begin_round(&mut self) {
+        self.round_began = Instant::now();
     }
 
     /// Why the whole volume must be compared, if it must.
@@ -372,6 +381,14 @@ impl Source {
         self.tracking.excuses(block)
     }
 
+    /// The device that its users see, if it is one of this machine.
+    pub const fn shown(&self) -> Option<&BlockDevice> {
+        match self.tracking {
+            Tracking::Kernel(_) => Some(&self.device),
+            Tracking::Inline(_) => None,
+        }
+    }
+
     /// The interceptor, if the device's users go through one.
     pub const fn service(&self) -> Option<&Arc<Service>> {
         self.tracking.inline()
@@ -404,7 +421,7 @@ impl Source {
 }
 
 /// A disk that was out of sight is taken for the same only if it looks the same.
-fn must_be_the_same_disk(
+pub fn must_be_the_same_disk(
     config: &VolumeConfig,
     device: &BlockDevice,
     tree: &DigestTree,
@@ -447,7 +464,7 @@ fn spec(config: &VolumeConfig, device: &BlockDevice, environment: &Environment) 
 }
 
 /// Opens the device and refuses one of another size.
-fn open(config: &VolumeConfig) -> Result<BlockDevice> {
+pub fn open(config: &VolumeConfig) -> Result<BlockDevice> {
     let device = BlockDevice::open(&config.device).map_err(|error| match error.kind() {
         ErrorKind::NotFound => Error::new(ErrorKind::Vanished, "take up the device")
             .volume(config.id)

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hrl_format::record::Consistency;
-use hrl_format::units::{BlockSize, Extent};
+use hrl_format::units::{BlockSize, ByteLen, Extent};
 
 use crate::primary::config::Capture;
 
@@ -21,6 +21,12 @@ pub struct PrimaryOptions {
     pub hook_limit: Duration,
     /// How long a freeze may last, from the start of the first call.
     pub freeze_limit: Duration,
+    /// Where the sockets of volumes are made that are served over NBD.
+    pub socket_dir: PathBuf,
+    /// How much data of a volume may wait in memory to be shipped, in inline capture.
+    pub buffer: ByteLen,
+    /// How much that may be of all volumes together.
+    pub buffers: ByteLen,
 }
 
 /// What to do about other disks that belong to the same volume group, array or filesystem

@@ -120,14 +120,23 @@ impl StateDir {
     /// # Errors
     /// What the system said.
     pub fn save(&self, config: &VolumeConfig) -> Result<()> {
+        let folder = self.make_volume_dir(config.id)?;
+        write_json(&folder.join("volume.json"), config)
+    }
+
+    /// Makes the folder of one volume, if it is not there.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn make_volume_dir(&self, volume: VolumeId) -> Result<PathBuf> {
         use std::os::unix::fs::DirBuilderExt;
-        let folder = self.volume_dir(config.id);
+        let folder = self.volume_dir(volume);
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&folder)
             .at("make the volume's state folder", &folder)?;
-        write_json(&folder.join("volume.json"), config)
+        Ok(folder)
     }
 
     /// Forgets a volume: its settings first, so that no half of it is ever taken up again.

@@ -211,6 +211,9 @@ pub struct VolumeStatus {
     pub mode_cause: Option<String>,
     /// `ebpf`, `ublk` or `nbd`.
     pub capture: String,
+    /// What the device's users are given, if they go through the agent: a URI or a path.
+    #[serde(default)]
+    pub address: Option<String>,
     /// How often the volume was promoted.
     pub generation: u64,
     /// The newest epoch that the store has durably.
@@ -250,6 +253,7 @@ impl VolumeStatus {
             mode: "bitmap".to_owned(),
             mode_cause: None,
             capture: "ebpf".to_owned(),
+            address: None,
             generation: 1,
             epoch: 0,
             dirty_bytes: 0,

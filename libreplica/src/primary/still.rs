@@ -14,6 +14,7 @@ use crate::device::{BlockDevice, Filesystem, Layers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::primary::environment::Environment;
 use crate::primary::hooks::{HookSetup, Hooks};
+use crate::primary::instant;
 use crate::primary::pace::Cause;
 use crate::primary::point::{Missed, Part, all_well, each};
 use crate::primary::spec::PointOptions;
@@ -43,7 +44,8 @@ impl Plan {
     pub fn new(parts: &mut [Part<'_>], options: &PointOptions) -> Result<Self, Missed> {
         let devices = parts
             .iter_mut()
-            .map(|part| part.member.live().map(|(source, _)| &source.device))
+            .map(|part| part.member.live().map(|(source, _)| source.shown()))
+            .filter_map(Result::transpose)
             .collect::<Result<Vec<&BlockDevice>>>()?;
         let layers = Layers::above(&devices)?;
         let filesystems = layers.filesystems().to_vec();
@@ -94,7 +96,9 @@ pub fn reach(
         },
         _ => None,
     };
-    let mut reached = if plan.filesystems.is_empty() {
+    let mut reached = if instant::is_inline(parts) {
+        instant::reach(parts, environment, &plan.filesystems)
+    } else if plan.filesystems.is_empty() {
         Reached {
             moment: quiet_moment(parts, deadline),
             frozen: Some(Duration::ZERO),

@@ -198,6 +198,11 @@ impl Volume {
         self.wake.notify_all();
     }
 
+    /// Whether somebody has woken the volume's thread; it is asleep again then.
+    pub fn is_woken(&self) -> bool {
+        std::mem::take(&mut *locked(&self.woken))
+    }
+
     /// Sleeps until woken, or for `time`.
     pub fn sleep(&self, time: Duration) {
         let deadline = Instant::now() + time;
@@ -277,6 +282,7 @@ pub(crate) mod tests {
             exclude: Vec::new(),
             left_out: Vec::new(),
             spool: None,
+            capture: crate::primary::config::Capture::Ebpf,
             phase: Phase::Replicating,
             shipping: Shipping::On,
             revision: 0,

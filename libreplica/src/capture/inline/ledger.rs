@@ -76,29 +76,25 @@ impl Ledger {
         Self::map(file, path, volume, geometry)
     }
 
+    /// How the one that an earlier process kept would be found; nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn look(path: &Path, volume: VolumeId, geometry: Geometry) -> Result<Survived> {
+        let file = File::open(path).at(OPEN, path)?;
+        check(&file, path, volume, &geometry)
+    }
+
     /// The one that an earlier process kept.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Damaged`], [`ErrorKind::Unsupported`],
     /// [`ErrorKind::Foreign`] or [`ErrorKind::Resized`] if it cannot be trusted.
     pub fn open(path: &Path, volume: VolumeId, geometry: Geometry) -> Result<(Self, Survived)> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .at(OPEN, path)?;
-        let mut header = [0; HEADER];
-        let read = file.read_exact_at(&mut header, 0);
-        read.map_err(|source| damaged(path, "it is too short").source(source))?;
-        let boot = check_header(&header, path, volume, &geometry)?;
-        if file.metadata().at(OPEN, path)?.len() != file_len(&geometry) {
-            return Err(damaged(path, "its length does not fit its header"));
-        }
-        let survived = if boot == *BootId::current()?.as_bytes() {
-            Survived::All
-        } else {
-            Survived::Flushed
-        };
+        let mut options = OpenOptions::new();
+        let opened = options.read(true).write(true).open(path);
+        let file = opened.at(OPEN, path)?;
+        let survived = check(&file, path, volume, &geometry)?;
         let ledger = Self::map(file, path, volume, geometry)?;
         if survived == Survived::Flushed {
             ledger.live.iter().for_each(Bitmap::reconnect);
@@ -268,6 +264,22 @@ fn write_header(file: &File, path: &Path, volume: VolumeId, geometry: &Geometry)
 
 fn field<const N: usize>(header: &[u8; HEADER], at: usize) -> [u8; N] {
     std::array::from_fn(|i| header[at + i])
+}
+
+/// Whether the file is a ledger of this volume, and since when.
+fn check(file: &File, path: &Path, volume: VolumeId, geometry: &Geometry) -> Result<Survived> {
+    let mut header = [0; HEADER];
+    let read = file.read_exact_at(&mut header, 0);
+    read.map_err(|source| damaged(path, "it is too short").source(source))?;
+    let boot = check_header(&header, path, volume, geometry)?;
+    if file.metadata().at(OPEN, path)?.len() != file_len(geometry) {
+        return Err(damaged(path, "its length does not fit its header"));
+    }
+    Ok(if boot == *BootId::current()?.as_bytes() {
+        Survived::All
+    } else {
+        Survived::Flushed
+    })
 }
 
 /// The boot id of a header that is of this volume.

@@ -35,5 +35,5 @@ pub use errands::Errands;
 pub use interceptor::{InlineCounters, Interceptor};
 pub use lane::{Event, Lane, REQUEST_MAX};
 pub use request::{Cookie, Done, Durability, Errno, Request, Room};
-pub use service::{Entrance, InlineSpec, Resumed, Service};
+pub use service::{Entrance, InlineSpec, Kept, Resumed, Service};
 pub use stream::{Cut, Moment};

@@ -33,6 +33,29 @@ pub struct InlineSpec {
     pub limits: Limits,
 }
 
+impl InlineSpec {
+    const fn geometry(&self) -> Geometry {
+        Geometry {
+            size: self.disk.size(),
+            block: self.block,
+            sector: self.disk.logical_sector(),
+        }
+    }
+}
+
+/// What an earlier process has kept.
+#[derive(Debug)]
+pub enum Kept {
+    /// Nothing.
+    Nothing,
+    /// Every change, for the machine has run since.
+    All,
+    /// What was durable when the machine was restarted, orderly or not.
+    Flushed,
+    /// Something that cannot be trusted.
+    Unusable(Error),
+}
+
 /// What was found of an earlier process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resumed {
@@ -68,11 +91,7 @@ impl Service {
     /// [`Self::forget`], begin anew, and compare the whole volume.
     pub fn start(spec: &InlineSpec) -> Result<(Self, Resumed)> {
         spec.disk.still_there()?;
-        let geometry = Geometry {
-            size: spec.disk.size(),
-            block: spec.block,
-            sector: spec.disk.logical_sector(),
-        };
+        let geometry = spec.geometry();
         let device = spec.disk.open_node(OpenFor::Ownership).map_err(|error| {
             let busy = error.kind() == ErrorKind::Busy;
             let advice = "unmount it, and stop what uses it: its users go through the agent now";
@@ -84,6 +103,25 @@ impl Service {
         let interceptor = Interceptor::new(device, path, geometry, ledger, backlog);
         let service = Self::launch(Arc::new(interceptor), log, spec)?;
         Ok((service, resumed))
+    }
+
+    /// What an earlier process has kept. Nothing is changed.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn look(spec: &InlineSpec) -> Result<Kept> {
+        let (ledger, log) = (ledger_path(spec), log_path(spec));
+        if !ledger.exists() && !log.exists() {
+            return Ok(Kept::Nothing);
+        }
+        let seen = Ledger::look(&ledger, spec.volume, spec.geometry())
+            .and_then(|survived| ActivityFile::open(&log, spec.volume).map(|_| survived));
+        match seen {
+            Ok(Survived::All) => Ok(Kept::All),
+            Ok(Survived::Flushed) => Ok(Kept::Flushed),
+            Err(error) if error.kind() == ErrorKind::Io => Err(error),
+            Err(error) => Ok(Kept::Unusable(error)),
+        }
     }
 
     /// Removes what is kept for a volume.

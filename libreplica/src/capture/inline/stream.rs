@@ -127,11 +127,13 @@ impl Service {
         Some(entries)
     }
 
-    /// The stream as far as it goes now: an end that is no moment of the bitmaps.
+    /// The stream as far as it goes now: an end that is no moment of the bitmaps. Nothing,
+    /// unless all changes are recorded with their data.
     pub fn end_now(&self) -> Cut {
         let state = lock(&self.interceptor().state);
+        let is_whole = state.backlog.mode() == Mode::Data;
         Cut {
-            entries: state.backlog.count(),
+            entries: if is_whole { state.backlog.count() } else { 0 },
             losses: state.backlog.losses(),
         }
     }

@@ -1,0 +1,165 @@
+//! Inline capture: the device's users go through the agent's NBD server, and every write is
+//! recorded with its data, in order.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::stage::{Daemon, LoopDevice, MIB, Mount, Place, replica};
+
+/// Carries out qemu-io's commands on an export.
+#[track_caller]
+fn qemu_io(uri: &str, commands: &[&str]) {
+    let mut io = Command::new("qemu-io");
+    io.args(["-f", "raw", "-t", "none"]);
+    for command in commands {
+        io.args(["-c", command]);
+    }
+    let output = io.arg(uri).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{commands:?}: {said}{errors}");
+    assert!(!said.contains("failed"), "{commands:?}: {said}");
+}
+
+/// Protects `disk` as volume `v` behind an NBD server; the server's URI.
+#[track_caller]
+fn protect(daemon: &mut Daemon, disk: &LoopDevice, store: &Path, options: &[&str]) -> String {
+    let device = disk.path().to_str().unwrap();
+    let store = store.to_str().unwrap();
+    let mut args = vec!["protect", device, "--to", store, "--name", "v"];
+    args.extend(["--capture", "nbd", "--wait"]);
+    args.extend(options);
+    let reply = daemon.replica(&args);
+    let uri = reply.ok().to_owned();
+    assert_eq!(uri.lines().count(), 1, "{uri}");
+    assert!(uri.starts_with("nbd+unix://"), "{uri}");
+    uri
+}
+
+fn restore(store: &Path, point: &str, to: &Path) -> Vec<u8> {
+    let (store, output) = (store.to_str().unwrap(), to.to_str().unwrap());
+    let args = ["restore", "v", "--store", store, "--point", point];
+    replica(&[&args[..], &["--output", output, "--force"]].concat()).ok();
+    fs::read(to).unwrap()
+}
+
+#[track_caller]
+fn assert_filled(image: &[u8], range: std::ops::Range<u64>, byte: u8) {
+    let bytes = &image[range.start as usize..range.end as usize];
+    let other = bytes.iter().position(|b| *b != byte);
+    assert_eq!(other, None, "{range:?} is not all {byte}");
+}
+
+#[test]
+fn every_moment_of_a_served_device_comes_back() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let disk = LoopDevice::new(&place, "disk.img", 64 * MIB);
+    let mut daemon = Daemon::start(&place);
+    let uri = protect(&mut daemon, &disk, &store, &["--every", "1h"]);
+    let status = daemon.status("v");
+    assert_eq!(status["capture"], "nbd");
+    assert_eq!(status["mode"], "data", "{status}");
+    assert_eq!(status["address"], uri.as_str());
+
+    qemu_io(&uri, &["write -P 1 0 1M", "write -P 1 4M 512", "flush"]);
+    let between = time();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    qemu_io(
+        &uri,
+        &["write -P 2 0 64k", "write -z 512k 64k", "discard 768k 64k"],
+    );
+    let point = daemon.replica(&["point", "v"]).ok().to_owned();
+    qemu_io(&uri, &["write -P 3 0 4k"]);
+    let points = daemon.replica(&["points", "v", "--json"]).json();
+    let newest = points["points"].as_array().unwrap().last().unwrap().clone();
+    assert_eq!(newest["id"], point.as_str());
+    assert_eq!(newest["consistency"], "crash");
+    let windows = points["windows"].as_array().unwrap();
+    assert_eq!(windows.len(), 1, "{points}");
+
+    let output = place.at("restored.img");
+    let image = restore(&store, &point, &output);
+    assert_filled(&image, 0..65536, 2);
+    assert_filled(&image, 512 << 10..576 << 10, 0);
+    assert_filled(&image, 768 << 10..832 << 10, 0);
+    assert_filled(&image, 832 << 10..1 << 20, 1);
+    let image = restore(&store, &between, &output);
+    assert_filled(&image, 0..1 << 20, 1);
+    assert_filled(&image, 4 << 20..(4 << 20) + 512, 1);
+    assert_filled(&image, (4 << 20) + 512..64 << 20, 0);
+
+    daemon.replica(&["point", "v"]).ok();
+    daemon.replica(&["verify", "v"]).ok();
+    let image = restore(&store, "latest", &output);
+    assert_filled(&image, 0..4096, 3);
+    daemon.replica(&["unprotect", "v"]).ok();
+    let path = uri.split_once("socket=").unwrap().1;
+    assert!(!Path::new(path).exists(), "the socket is left behind");
+    // Nobody holds the device any more.
+    assert!(fs::File::options().write(true).open(disk.path()).is_ok());
+}
+
+fn time() -> String {
+    let output = Command::new("date")
+        .args(["-u", "+%Y-%m-%dT%H:%M:%S.%NZ"])
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn killed_it_serves_again_and_nothing_is_lost() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let disk = LoopDevice::new(&place, "disk.img", 64 * MIB);
+    let mut daemon = Daemon::start(&place);
+    let uri = protect(&mut daemon, &disk, &store, &["--every", "1h"]);
+    for round in 1..4_u8 {
+        let write = format!("write -P {round} {round}M 1M");
+        qemu_io(&uri, &[&write, "write -P 9 40M 100k"]);
+        daemon.kill();
+        daemon.start_again();
+        let status = daemon.until("it replicates again", "v", |status| {
+            status["state"] == "replicating" && status["dirty_bytes"] == 0
+        });
+        assert_eq!(status["counters"]["resyncs"], 0, "{status}");
+        assert_eq!(status["address"], uri.as_str());
+        daemon.replica(&["verify", "v"]).ok();
+    }
+    // What was in memory is known by its blocks only: the windows have gaps.
+    qemu_io(&uri, &["write -P 7 50M 4k"]);
+    daemon.replica(&["point", "v"]).ok();
+    let windows = daemon.replica(&["points", "v", "--json"]).json();
+    assert!(
+        windows["windows"].as_array().unwrap().len() <= 4,
+        "{windows}"
+    );
+    let image = restore(&store, "latest", &place.at("restored.img"));
+    assert!(image == fs::read(disk.file()).unwrap());
+}
+
+#[test]
+fn a_mounted_device_is_refused() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let disk = LoopDevice::new(&place, "disk.img", 64 * MIB);
+    let daemon = Daemon::start(&place);
+    let mount = Mount::make("ext4", disk.path(), &place.folder("mnt"));
+    let device = disk.path().to_str().unwrap();
+    let args = [
+        "protect",
+        device,
+        "--to",
+        store.to_str().unwrap(),
+        "--capture",
+        "nbd",
+    ];
+    daemon.replica(&args).fails(1, &["unmount it", device]);
+    assert_eq!(
+        daemon.replica(&["status", "--json"]).json()["volumes"],
+        serde_json::json!([])
+    );
+    drop(mount);
+}

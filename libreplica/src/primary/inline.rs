@@ -1,0 +1,193 @@
+//! A volume whose users reach the device through us: the capture and the front that serves
+//! them. Unlike the sides of a volume it is never dropped when something fails: its users
+//! wait for it. It begins when the volume is taken up, before anything else, and ends when
+//! the daemon does or the volume is unprotected.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use crate::capture::inline::{InlineSpec, Kept, Limits, Resumed, Service};
+use crate::capture::nbd::{NbdOptions, NbdServer, NoContexts};
+use crate::device::BlockDevice;
+use crate::error::{Error, ErrorKind, Result};
+use crate::policy::Mode;
+use crate::primary::config::{Capture, VolumeConfig};
+use crate::primary::environment::Environment;
+use crate::primary::status::VolumeStatus;
+use crate::primary::volume::locked;
+
+/// Entries without data that wait at most, in metadata mode.
+const ENTRIES: usize = 1 << 20;
+
+enum Front {
+    Nbd(NbdServer),
+}
+
+/// The capture of one volume, and its front.
+pub struct Inline {
+    service: Arc<Service>,
+    front: Mutex<Option<Front>>,
+    /// What its users are given: a URI, or a device's path.
+    address: String,
+    /// Why the mode is what it is.
+    mode_cause: Mutex<Option<String>>,
+}
+
+/// What is known of the time before a capture began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// It is the disk that was served before.
+    SameDisk,
+    /// The machine was restarted, or what was kept is lost: it may be another disk.
+    MaybeAnother,
+}
+
+impl Inline {
+    /// Takes the device and serves its users. If changes may have been missed, `note` is
+    /// given the cause, and must make it durable, before anything begins anew.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] for a device that is mounted or held; what `note` returned; what
+    /// the system said.
+    pub fn begin(
+        config: &VolumeConfig,
+        device: &BlockDevice,
+        environment: &Environment,
+        note: impl FnOnce(&str) -> Result<()>,
+    ) -> Result<(Self, Past)> {
+        let spec = spec(config, device, environment);
+        let kept = Service::look(&spec)?;
+        if let Some(cause) = lost(&kept, device) {
+            note(&cause)?;
+        }
+        if matches!(kept, Kept::Unusable(_)) {
+            Service::forget(&spec)?;
+        }
+        let started = Service::start(&spec);
+        let (service, resumed) = started.map_err(|error| error.volume(config.id))?;
+        let past = match resumed {
+            Resumed::Unbroken => Past::SameDisk,
+            Resumed::Begun | Resumed::AfterRestart { .. } => Past::MaybeAnother,
+        };
+        let cause = match resumed {
+            Resumed::AfterRestart { compared } => format!(
+                "the machine was restarted; {compared} bytes were being written and are compared"
+            ),
+            _ => "the agent was started".to_owned(),
+        };
+        let service = Arc::new(service);
+        let (front, address) = open_front(config, environment, &service)?;
+        let inline = Self {
+            service,
+            front: Mutex::new(Some(front)),
+            address,
+            mode_cause: Mutex::new(Some(cause)),
+        };
+        Ok((inline, past))
+    }
+
+    /// The capture.
+    pub const fn service(&self) -> &Arc<Service> {
+        &self.service
+    }
+
+    /// What its users are given.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Why the mode is what it is; nothing if it knows everything.
+    pub fn mode_cause(&self) -> Option<String> {
+        for fall in self.service.falls() {
+            tracing::warn!("capture falls to {} mode: {}", fall.to.as_str(), fall.cause);
+            *locked(&self.mode_cause) = Some(fall.cause.to_string());
+        }
+        locked(&self.mode_cause).clone()
+    }
+
+    /// Gives the stream up: what waits in it is known by its blocks only, because of `cause`.
+    pub fn break_off(&self, cause: &str) {
+        self.service.reclaim();
+        *locked(&self.mode_cause) = Some(cause.to_owned());
+    }
+
+    /// Writes what capture knows into `status`.
+    pub fn describe(&self, status: &mut VolumeStatus) {
+        let mode = self.service.waiting().mode;
+        status.mode = mode.as_str().to_owned();
+        status.mode_cause = self.mode_cause().filter(|_| mode != Mode::Data);
+        let bytes = self.service.dirty_blocks() * u64::from(self.service.geometry().block.get());
+        status.dirty_bytes = bytes.min(self.service.geometry().size.get());
+        status.address = Some(self.address.clone());
+    }
+
+    /// Ends the service of its users: what they have begun ends, what is dirty stays noted.
+    pub fn end(&self) {
+        match locked(&self.front).take() {
+            Some(Front::Nbd(server)) => server.stop(),
+            None => {}
+        }
+        self.service.stop();
+    }
+}
+
+fn spec(config: &VolumeConfig, device: &BlockDevice, environment: &Environment) -> InlineSpec {
+    InlineSpec {
+        folder: environment.state.volume_dir(config.id),
+        volume: config.id,
+        disk: device.clone(),
+        block: config.block(),
+        limits: Limits {
+            bytes: environment.options.buffer,
+            entries: ENTRIES,
+            shared: Arc::clone(&environment.budget),
+        },
+    }
+}
+
+/// Why changes may have been missed, if they may.
+fn lost(kept: &Kept, device: &BlockDevice) -> Option<String> {
+    // Since the machine was started, and before we were there to see it.
+    let written = || {
+        device
+            .stats()
+            .map_or(0, |stats| stats.writes + stats.discards)
+    };
+    match kept {
+        Kept::All => None,
+        Kept::Nothing => Some("what capture kept of the volume is gone".to_owned()),
+        Kept::Unusable(error) => Some(format!("what capture kept is not usable: {error}")),
+        Kept::Flushed if written() > 0 => Some(
+            "the device was written to after the restart, before the agent served it".to_owned(),
+        ),
+        Kept::Flushed => None,
+    }
+}
+
+fn open_front(
+    config: &VolumeConfig,
+    environment: &Environment,
+    service: &Service,
+) -> Result<(Front, String)> {
+    match config.capture {
+        Capture::Nbd => {
+            let options = NbdOptions::new(socket(config, environment));
+            let server = NbdServer::start(service.entrance(), options, Arc::new(NoContexts))?;
+            let address = server.uri();
+            Ok((Front::Nbd(server), address))
+        }
+        Capture::Ublk | Capture::Ebpf => {
+            Err(Error::new(ErrorKind::Unsupported, "serve the device")
+                .volume(config.id)
+                .detail(format!("not as {}", config.capture.as_str())))
+        }
+    }
+}
+
+/// The socket, beside the control socket.
+fn socket(config: &VolumeConfig, environment: &Environment) -> PathBuf {
+    environment
+        .options
+        .socket_dir
+        .join(format!("{}.nbd", config.id))
+}
