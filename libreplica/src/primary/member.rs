@@ -107,7 +107,7 @@ impl Member {
         if self.inline.is_some() || !config.capture.is_inline() {
             return Ok(());
         }
-        let note = |cause: &str| lifecycle::needs_resync(volume, environment, cause);
+        let note = |cause: &str| lifecycle::needs_resync(volume, environment, cause).map(drop);
         let device = source::open(&config)?;
         let (inline, past) = Inline::begin(&config, &device, environment, note)?;
         self.geometry = inline.service().geometry();

@@ -154,7 +154,7 @@ fn capture<'a>(
                 instant::reach(parts, environment, &[]);
                 (Err(missed), None)
             }
-            Ok(plan) => reach(parts, environment, plan, options, deadline),
+            Ok(plan) => reach(parts, environment, &plan, options, deadline),
         };
     }
     begin(parts);
@@ -163,18 +163,18 @@ fn capture<'a>(
     let plan = plan.and_then(|plan| read.and_then(|()| all_well(parts)).map(|()| plan));
     match plan {
         Err(missed) => (Err(missed), None),
-        Ok(plan) => reach(parts, environment, plan, options, deadline),
+        Ok(plan) => reach(parts, environment, &plan, options, deadline),
     }
 }
 
 fn reach<'a>(
     parts: &mut [Part<'_>],
     environment: &Environment,
-    plan: Plan,
+    plan: &Plan,
     options: &'a PointOptions,
     deadline: Instant,
 ) -> (Result<Captured<'a>, Missed>, Option<Duration>) {
-    let reached = still::reach(parts, environment, &plan, deadline);
+    let reached = still::reach(parts, environment, plan, deadline);
     let captured = reached.moment.map(|time| Captured {
         time,
         consistency: plan.consistency,

@@ -91,7 +91,11 @@ impl Source {
                 let mut source = Self::with(config, device, Tracking::Kernel(tracker))?;
                 // What a killed agent had taken out of the bitmaps and not brought home.
                 source.tracking.reclaim();
-                if source.tracking.settings().is_some_and(|newest| newest > config.revision) {
+                if source
+                    .tracking
+                    .settings()
+                    .is_some_and(|newest| newest > config.revision)
+                {
                     // Newer ones may have said that something was not known.
                     source.revision = note(OLDER_SETTINGS)?;
                     source.tracking.note_settings(source.revision);
