@@ -130,6 +130,8 @@ pub struct Ended {
 /// What the kernel may touch until the operation has ended.
 enum Held {
     Nothing,
+    /// Nothing, and it ends when a driver says so: perhaps never.
+    NothingForever,
     Part(Part),
     /// What an eventfd counts.
     Count {
@@ -149,6 +151,8 @@ pub struct Uring {
     slots: Vec<Option<Slot>>,
     free: Vec<u32>,
     in_flight: u32,
+    /// Of those, commands of a driver.
+    commands: u32,
     /// Ended before they began.
     refused: VecDeque<Ended>,
 }
@@ -172,6 +176,7 @@ impl Uring {
             slots: (0..depth).map(|_| None).collect(),
             free: (0..depth).rev().collect(),
             in_flight: 0,
+            commands: 0,
             refused: VecDeque::new(),
         })
     }
@@ -226,6 +231,7 @@ impl Uring {
         };
         let (entry, held) = entry(fd, operation);
         let entry = entry.user_data(u64::from(index));
+        self.commands += u32::from(matches!(held, Held::NothingForever));
         self.slots[index as usize] = Some(Slot { token, held });
         self.in_flight += 1;
         // SAFETY: the memory that the entry names is held in the slot until its end is
@@ -283,10 +289,11 @@ impl Uring {
         let slot = self.slots.get_mut(index as usize)?.take()?;
         self.free.push(index as u32);
         self.in_flight -= 1;
+        self.commands -= u32::from(matches!(slot.held, Held::NothingForever));
         let result = entry.result();
         let part = match slot.held {
             Held::Part(part) => Some(part),
-            Held::Nothing | Held::Count { .. } => None,
+            Held::Nothing | Held::NothingForever | Held::Count { .. } => None,
         };
         Some(Ended {
             token: slot.token,
@@ -295,17 +302,18 @@ impl Uring {
         })
     }
 
-    /// Ends what can be ended early and waits for the rest; says whether nothing is left.
+    /// Ends what can be ended early and waits for the rest; says whether nothing is left that
+    /// needs memory. Commands do not, and end with the ring, by their driver's hand.
     fn quiesce(&mut self) -> bool {
         let submitter = self.ring.submitter();
         let _ = submitter.register_sync_cancel(None, CancelBuilder::any());
-        while self.in_flight > 0 {
+        while self.in_flight > self.commands {
             if self.submit(1).is_err() {
                 return false;
             }
             while self.ended().is_some() {}
         }
-        self.in_flight == 0
+        true
     }
 }
 
@@ -395,7 +403,7 @@ fn entry(fd: RawFd, operation: Operation) -> (squeue::Entry, Held) {
         }
         Operation::Command { code, bytes } => {
             let command = opcode::UringCmd16::new(Fd(fd), code).cmd(bytes);
-            (command.build(), Held::Nothing)
+            (command.build(), Held::NothingForever)
         }
     }
 }
