@@ -183,8 +183,13 @@ impl BlockDevice {
 
     /// Whether ranges of it can be given up.
     pub fn can_discard(&self) -> bool {
-        let most = sysfs::number(&self.folder, "queue/discard_max_bytes");
-        most.is_ok_and(|bytes| bytes > 0)
+        self.queue_limit("discard_max_bytes")
+            .is_some_and(|bytes| bytes > 0)
+    }
+
+    /// A limit of its queue by the name that it has in sysfs (`queue/NAME`), if it says.
+    pub fn queue_limit(&self, name: &str) -> Option<u64> {
+        sysfs::number(&self.folder.join("queue"), name).ok()
     }
 
     /// What tells this disk from others for good, if it says: serial number, WWID, or the
