@@ -282,8 +282,20 @@ impl Lane {
     /// # Errors
     /// When the ring fails; the lane is of no use then.
     pub fn turn(&mut self) -> Result<()> {
+        self.advance(1)
+    }
+
+    /// As [`Self::turn`], but does not wait.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn poll(&mut self) -> Result<()> {
+        self.advance(0)
+    }
+
+    fn advance(&mut self, wanted: usize) -> Result<()> {
         self.read_mail();
-        let least = usize::from(self.events.is_empty());
+        let least = if self.events.is_empty() { wanted } else { 0 };
         let path = &self.interceptor.path;
         self.uring.submit(least).at("serve the device", path)?;
         while let Some(ended) = self.uring.ended() {
