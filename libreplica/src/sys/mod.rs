@@ -13,4 +13,5 @@ pub mod membarrier;
 pub mod memory;
 pub mod reader;
 pub mod ring;
+pub mod ublk;
 pub mod uring;
