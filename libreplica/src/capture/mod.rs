@@ -39,6 +39,7 @@ mod proof;
 mod spec;
 mod state;
 mod tracker;
+pub mod ublk;
 
 pub use counters::{Counters, InFlight, WidenCause};
 pub use instance::Observer;

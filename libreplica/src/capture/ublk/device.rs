@@ -1,0 +1,147 @@
+//! A volume's block device, from its start to its end.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::capture::inline::Entrance;
+use crate::capture::ublk::host::{self, Host, block_node};
+use crate::capture::ublk::profile;
+use crate::capture::ublk::spec::{How, Started, State, UblkSpec, UblkStatus};
+use crate::capture::ublk::watch::{Message, Shared, Watcher, begin, take_over};
+use crate::error::{IoContext, Result};
+use crate::sys::ublk::DeviceNumber;
+
+/// A block device that is served by this process. Dropped, it is detached.
+#[derive(Debug)]
+pub struct UblkDevice {
+    shared: Arc<Shared>,
+    number: DeviceNumber,
+    node: PathBuf,
+    started: Started,
+    watch: Mutex<Option<Watch>>,
+}
+
+#[derive(Debug)]
+struct Watch {
+    messages: Sender<Message>,
+    thread: JoinHandle<()>,
+}
+
+impl UblkDevice {
+    /// Serves the volume behind `entrance` as a block device: the one that an earlier process
+    /// has left, or a new one. Returns when users can open it.
+    ///
+    /// # Errors
+    /// [`Kernel`](crate::ErrorKind::Kernel) where the kernel has no ublk, or lacks what is
+    /// needed; [`Busy`](crate::ErrorKind::Busy) if another process serves the volume;
+    /// [`Resized`](crate::ErrorKind::Resized) if the device that was left has another size;
+    /// [`State`](crate::ErrorKind::State) if it cannot be taken over; what the kernel says.
+    pub fn start(entrance: Entrance, spec: &UblkSpec) -> Result<Self> {
+        let host = Host::open()?;
+        let parameters = profile::of(entrance.disk(), entrance.geometry());
+        let mark = host::mark_of(spec.volume);
+        let (messages, received) = channel();
+        let (device, crew, started) = match host.find(mark) {
+            Some(device) => {
+                host.check(device.number, parameters)?;
+                let crew = take_over(&host, &entrance, &device, spec.patience, &messages)?;
+                (device, crew, Started::TakenOver)
+            }
+            None => {
+                let device = host.add(&spec.to_add(mark), parameters)?;
+                let crew = begin(&host, &entrance, &device, &messages)?;
+                (device, crew, Started::Added)
+            }
+        };
+        let number = device.number;
+        let node = block_node(number);
+        let status = UblkStatus {
+            number,
+            queues: device.queues,
+            depth: device.depth,
+            offered: host.offered,
+            granted: device.features,
+            state: State::Serving,
+            failures: 0,
+            trouble: None,
+        };
+        let shared = Arc::new(Shared::new(host, status));
+        let watcher = Watcher {
+            shared: Arc::clone(&shared),
+            entrance,
+            device,
+            patience: spec.patience,
+            messages: messages.clone(),
+            failures: Vec::new(),
+        };
+        let builder = std::thread::Builder::new().name(format!("ublk{number}"));
+        let thread = builder.spawn(move || watcher.run(crew, &received));
+        let thread = thread.at("start a thread", &node)?;
+        Ok(Self {
+            shared,
+            number,
+            node,
+            started,
+            watch: Mutex::new(Some(Watch { messages, thread })),
+        })
+    }
+
+    /// What users open or mount: /dev/ublkbN.
+    pub fn path(&self) -> &Path {
+        &self.node
+    }
+
+    /// Whether it is new, or users were waiting.
+    pub const fn started(&self) -> Started {
+        self.started
+    }
+
+    /// What is to be known of it now.
+    pub fn status(&self) -> UblkStatus {
+        self.shared.status().clone()
+    }
+
+    /// Ends the service; a second time it does nothing, but removes what was detached. Waits
+    /// until every change that was begun has ended.
+    ///
+    /// # Errors
+    /// [`TimedOut`](crate::ErrorKind::TimedOut) if the kernel did not stop the device in time,
+    /// for instance as the disk behind it does not answer; what the kernel says.
+    pub fn stop(&self, how: How) -> Result<()> {
+        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.leave();
+        let host = &self.shared.host;
+        // The threads serve on meanwhile: the kernel waits for what they have in hand.
+        let stopped = match how {
+            How::Detach => Ok(()),
+            How::Remove => host.stop(self.number),
+        };
+        if let Some(Watch { messages, thread }) = watch.take() {
+            let _ = messages.send(Message::Leave);
+            let _ = thread.join();
+        }
+        if how == How::Detach {
+            return Ok(());
+        }
+        stopped?;
+        host.delete(self.number)?;
+        self.shared.enter(State::Removed);
+        Ok(())
+    }
+
+    /// Makes one of the threads fail, as an error in this program would: for drills.
+    pub fn fail_a_thread(&self) {
+        let watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(watch) = &*watch {
+            let _ = watch.messages.send(Message::Fail);
+        }
+    }
+}
+
+impl Drop for UblkDevice {
+    fn drop(&mut self) {
+        let _ = self.stop(How::Detach);
+    }
+}

@@ -1,0 +1,39 @@
+//! The front for users on this machine: a block device of the kernel's, `/dev/ublkbN`, that
+//! the agent serves through io_uring alone (driver `ublk_drv`; from kernel 6.5 on). What is
+//! read and written there passes through the volume's interceptor (`capture/inline/`).
+//!
+//! ```text
+//! device       the device: added, or taken over from a dead process; let go, or removed
+//! watch        the thread that watches over those who serve it
+//! host         commands to the driver, with what to do where they fail
+//! crew         the threads of all queues
+//! queue        one queue, its thread and its lane
+//! buffers      memory of requests, used again
+//! spec         what is to be served, and what is to be known of it
+//! profile      what users see of the device: that of the disk behind it
+//! ```
+//!
+//! Data is always copied: from the request's pages into memory of ours before a write begins,
+//! so that the device and the log get the same bytes whatever the writer does to its pages
+//! meanwhile. Kernels from 6.16 on could let reads go without (`UBLK_F_AUTO_BUF_REG`); whether
+//! this one does is reported ([`UblkStatus::offers_zero_copy`]), but not used.
+//!
+//! When the process dies, however it dies, the device stays, its users wait, and the next
+//! process goes on; what was in hand comes again. The kernel's driver does that
+//! (`UBLK_F_USER_RECOVERY_REISSUE`), and it does the same for a single queue thread that
+//! fails: so a device whose thread fails is recovered at once, by this process itself, and
+//! stopped, with errors for its users, when that happens again and again. Nobody waits for a
+//! thread that is gone.
+
+mod buffers;
+mod crew;
+mod device;
+mod host;
+mod profile;
+mod queue;
+mod spec;
+mod watch;
+
+pub use crate::sys::ublk::{DeviceNumber, Features};
+pub use device::UblkDevice;
+pub use spec::{How, Started, State, UblkSpec, UblkStatus};
