@@ -101,6 +101,62 @@ fn every_moment_of_a_served_device_comes_back() {
     assert!(fs::File::options().write(true).open(disk.path()).is_ok());
 }
 
+/// The map of a context as nbdinfo reads it: the stretches that changed, in bytes.
+#[track_caller]
+fn changed(uri: &str, point: &str) -> Vec<(u64, u64)> {
+    let context = format!("--map=qemu:dirty-bitmap:since-{point}");
+    let output = Command::new("nbdinfo")
+        .args(["--json", &context, uri])
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let map: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let dirty = map
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|part| part["type"] == 1);
+    dirty
+        .map(|part| {
+            (
+                part["offset"].as_u64().unwrap(),
+                part["length"].as_u64().unwrap(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn what_changed_since_a_point_is_read_over_nbd() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let disk = LoopDevice::new(&place, "disk.img", 64 * MIB);
+    let mut daemon = Daemon::start(&place);
+    let uri = protect(&mut daemon, &disk, &store, &["--every", "1h"]);
+    let first = daemon.status("v")["last_point"]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(changed(&uri, &first), []);
+    qemu_io(&uri, &["write -P 1 1M 64k"]);
+    let second = daemon.replica(&["point", "v"]).ok().to_owned();
+    // Shipped, and not yet shipped.
+    qemu_io(&uri, &["write -P 2 32M 512", "write -P 2 1M 4k"]);
+    assert_eq!(changed(&uri, &first), [(1 << 20, 65536), (32 << 20, 4096)]);
+    assert_eq!(changed(&uri, &second), [(1 << 20, 4096), (32 << 20, 4096)]);
+    let third = daemon.replica(&["point", "v"]).ok().to_owned();
+    assert_eq!(changed(&uri, &second), [(1 << 20, 4096), (32 << 20, 4096)]);
+    assert_eq!(changed(&uri, &third), []);
+    let output = Command::new("nbdinfo")
+        .args(["--json", &uri])
+        .output()
+        .unwrap();
+    let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let contexts = info["exports"][0]["contexts"].as_array().unwrap();
+    assert_eq!(contexts.len(), 4, "{info}");
+}
+
 fn time() -> String {
     let output = Command::new("date")
         .args(["-u", "+%Y-%m-%dT%H:%M:%S.%NZ"])

@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use crate::capture::inline::{InlineSpec, Kept, Limits, Resumed, Service};
-use crate::capture::nbd::{NbdOptions, NbdServer, NoContexts};
+use crate::capture::nbd::{NbdOptions, NbdServer};
 use crate::device::BlockDevice;
 use crate::error::{Error, ErrorKind, Result};
 use crate::policy::Mode;
 use crate::primary::config::{Capture, VolumeConfig};
 use crate::primary::environment::Environment;
+use crate::primary::since::Since;
 use crate::primary::status::VolumeStatus;
 use crate::primary::volume::locked;
 
@@ -167,12 +168,13 @@ fn lost(kept: &Kept, device: &BlockDevice) -> Option<String> {
 fn open_front(
     config: &VolumeConfig,
     environment: &Environment,
-    service: &Service,
+    service: &Arc<Service>,
 ) -> Result<(Front, String)> {
     match config.capture {
         Capture::Nbd => {
             let options = NbdOptions::new(socket(config, environment));
-            let server = NbdServer::start(service.entrance(), options, Arc::new(NoContexts))?;
+            let since = Since::new(config.store.clone(), config.id, Arc::clone(service));
+            let server = NbdServer::start(service.entrance(), options, Arc::new(since))?;
             let address = server.uri();
             Ok((Front::Nbd(server), address))
         }

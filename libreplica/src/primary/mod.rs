@@ -33,6 +33,7 @@ mod point;
 mod protect;
 pub mod quiesce;
 mod show;
+mod since;
 mod sink;
 mod source;
 mod spec;

@@ -56,5 +56,5 @@ pub use reader::{PointSelector, VolumeReader};
 pub use restore::{RestoreOptions, RestoreProof, Restored};
 pub use retain::Retained;
 pub use state::{MomentState, State, StateId};
-pub use tip::TipReader;
+pub use tip::{ChangedSince, TipReader};
 pub use writer::{Committed, VolumeWriter};

@@ -228,6 +228,12 @@ impl Ledger {
         Bitmap::count_union(&[&self.live[0], &self.live[1], &self.epoch])
     }
 
+    /// Adds the blocks that are not in the store to `set`. Not beside a swap.
+    pub fn add_dirty(&self, set: &Bitmap) {
+        self.live.iter().for_each(|live| set.merge_from(live));
+        set.merge_from(&self.epoch);
+    }
+
     /// Makes every bit durable that was set before the call.
     ///
     /// # Errors

@@ -228,6 +228,13 @@ impl Service {
         self.interceptor().ledger.dirty_blocks()
     }
 
+    /// Adds the blocks that are not in the store to `set`.
+    pub fn add_dirty(&self, set: &Bitmap) {
+        // A swap moves them between bitmaps.
+        let _alone = lock(&self.interceptor().state);
+        self.interceptor().ledger.add_dirty(set);
+    }
+
     /// Whether a change is under way.
     pub fn has_in_flight(&self) -> bool {
         !lock(&self.interceptor().state).gate.is_empty()

@@ -58,9 +58,9 @@ pub mod option {
     /// Reads are answered in pieces with a header each.
     pub const STRUCTURED_REPLY: u32 = 8;
     /// List the meta contexts of an export.
-    pub const LIST_META_CONTEXT: u32 = 10;
+    pub const LIST_META_CONTEXT: u32 = 9;
     /// Choose meta contexts.
-    pub const SET_META_CONTEXT: u32 = 11;
+    pub const SET_META_CONTEXT: u32 = 10;
 }
 
 /// Replies to options ("Option reply types").
