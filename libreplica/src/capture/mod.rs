@@ -48,6 +48,6 @@ pub use proof::{Proof, ProofGap, WriteCounts};
 pub use spec::{AttachSpec, FolderId};
 pub use tracker::{RoundReport, Tracker};
 
-/// What an operator can do where tracking is impossible: nothing, and that is said.
+/// What an operator can do where tracking is impossible.
 const NO_OTHER_WAY: &str =
-    "here it cannot be tracked by eBPF, and inline capture is not in this version";
+    "here it cannot be tracked by eBPF; --capture nbd can, if its users go through the agent";
