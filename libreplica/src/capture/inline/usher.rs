@@ -91,7 +91,8 @@ fn next_job(state: &mut State) -> Option<Job> {
     if let Some(run) = next_copy(state) {
         return Some(Job::Copy(run));
     }
-    state.unknown.pop().map(Job::ReadBack)
+    // It stays there until it is recorded: no moment is taken before.
+    state.unknown.last().copied().map(Job::ReadBack)
 }
 
 /// The regions that nobody has written for a while.
@@ -127,12 +128,7 @@ fn perform(interceptor: &Interceptor, log: &mut ActivityFile, job: Job) -> Resul
             log.write(&remaining)?;
         }
         Job::Copy(run) => copy(interceptor, run)?,
-        Job::ReadBack(extent) => {
-            if let Err(error) = read_back(interceptor, extent) {
-                lock(&interceptor.state).unknown.push(extent);
-                return Err(error);
-            }
-        }
+        Job::ReadBack(extent) => read_back(interceptor, extent)?,
     }
     Ok(())
 }
@@ -203,8 +199,11 @@ fn read_back(interceptor: &Interceptor, extent: Extent) -> Result<()> {
     };
     let mut state = lock(&interceptor.state);
     if state.gate.touches(extent) {
-        // It is written again now; whatever comes of that, this waits for its end.
-        state.unknown.push(extent);
+        // It is written again now; whatever comes of that, this waits for its end. Another
+        // may not have to.
+        if let Some(last) = state.unknown.pop() {
+            state.unknown.insert(0, last);
+        }
         drop(state);
         std::thread::sleep(Duration::from_millis(1));
         return Ok(());
@@ -217,6 +216,9 @@ fn read_back(interceptor: &Interceptor, extent: Extent) -> Result<()> {
     state.gate.end(flight);
     interceptor.ledger.mark(extent);
     if let Ok(data) = &content {
+        if let Some(at) = state.unknown.iter().position(|known| *known == extent) {
+            state.unknown.swap_remove(at);
+        }
         interceptor.record(&mut state, extent, Change::Write(data.clone()));
     }
     interceptor.release(&mut state, NOBODY);
