@@ -532,3 +532,37 @@ fn a_lane_that_goes_leaves_nothing_behind() {
     drop((lane, entrance));
     stopping.join().unwrap();
 }
+
+#[test]
+fn what_waits_at_a_moment_is_dirty_after_it() {
+    let disk = Loop::new(16 * MIB);
+    let folder = tempfile::tempdir().unwrap();
+    let (service, _) = Service::start(&spec(&disk, folder.path(), 64 * MIB)).unwrap();
+    climb(&service);
+    let (mut first, mut second) = (service.lane(8).unwrap(), service.lane(8).unwrap());
+    // The region is active from now on.
+    write(&mut first, 8 * 4096, &[1; 4096]).unwrap();
+    let request = |blocks: u64| Request::Write {
+        from: part(&vec![2; blocks as usize * 4096]),
+        extent: extent(0, blocks * 4096),
+        durability: Durability::Cached,
+    };
+    // One is under way, and the other waits for it.
+    first.begin(Cookie(1), request(1));
+    second.begin(Cookie(2), request(2));
+    let (_, moments) = Service::moment(&[&service]).unwrap();
+    assert!(matches!(moments[0], Moment::Stream(_)));
+    service.finish_round();
+    service.acknowledge();
+    // Before they have reached the device: nobody may be there any more when they do.
+    let dirty = service.dirty_blocks();
+    finish(&mut first, 1);
+    finish(&mut second, 1);
+    assert_eq!(dirty, 2);
+    service.reclaim();
+    let still = |n| service.pending().test(BlockNumber::new(n));
+    assert!(
+        still(0) && still(1),
+        "the backlog that knew of them is gone"
+    );
+}

@@ -183,6 +183,11 @@ impl<O: Copy> Gate<O> {
         self.released.drain(..)
     }
 
+    /// The extents of all changes that have not ended.
+    pub fn extents(&self) -> impl Iterator<Item = Extent> {
+        self.changes.iter().flatten().map(|change| change.extent)
+    }
+
     /// Whether all have ended.
     pub const fn is_empty(&self) -> bool {
         self.spans.is_empty()

@@ -40,8 +40,6 @@ pub(super) struct Owner {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Admitted {
     pub flight: Flight,
-    /// How often the bitmaps had been swapped when it was marked.
-    swaps: u64,
 }
 
 /// What a lane is told by others.
@@ -93,7 +91,6 @@ pub(super) struct State {
     /// Changes that wait outside the gate, in the order of their arrival.
     outside: VecDeque<(Owner, Extent)>,
     regions_entered: usize,
-    swaps: u64,
     /// Where changes failed, or discards ended within a block: to be read back.
     pub unknown: Vec<Extent>,
     pub falls: VecDeque<Fall>,
@@ -166,7 +163,6 @@ impl Interceptor {
                 copying: None,
                 outside: VecDeque::new(),
                 regions_entered: 0,
-                swaps: 0,
                 unknown: Vec::new(),
                 falls: VecDeque::new(),
                 counters: InlineCounters::default(),
@@ -255,8 +251,7 @@ impl Interceptor {
             state.counters.waited += 1;
             return None;
         }
-        let swaps = state.swaps;
-        Some(Admitted { flight, swaps })
+        Some(Admitted { flight })
     }
 
     /// A change that was let in has ended; `here` is the lane that says so.
@@ -271,10 +266,6 @@ impl Interceptor {
         state.gate.end(admitted.flight);
         state.activity.leave(extent);
         state.regions_entered -= Region::of(extent).count();
-        if admitted.swaps != state.swaps {
-            // The bit that it set may have been swapped away before the device had it.
-            self.ledger.mark(extent);
-        }
         match outcome {
             Outcome::Done(change) => self.record(&mut state, extent, change),
             Outcome::Uncopied(copy) => {
@@ -342,9 +333,8 @@ impl Interceptor {
 
     /// Tells the owners of those that may begin.
     pub(super) fn release(&self, state: &mut State, here: usize) {
-        let swaps = state.swaps;
         for (flight, owner) in state.gate.released() {
-            self.tell(here, owner, Admitted { flight, swaps });
+            self.tell(here, owner, Admitted { flight });
         }
     }
 
@@ -362,9 +352,14 @@ impl Interceptor {
     }
 
     /// Takes what was dirty as the round; what changes from now on is the next one's.
-    pub(super) fn swap(&self, state: &mut State) {
-        state.swaps += 1;
+    /// What is under way, or waits to be, is marked again at once: its bits have just been
+    /// swapped away, and it may reach the device after the round was read.
+    pub(super) fn swap(&self, state: &State) {
         self.ledger.swap();
+        state
+            .gate
+            .extents()
+            .for_each(|extent| self.ledger.mark(extent));
     }
 
     /// Ends every lane's service.

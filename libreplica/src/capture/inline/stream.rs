@@ -176,8 +176,8 @@ impl Service {
     /// Takes what is dirty as the round; what changes from now on is the next one's. For
     /// reading without a moment.
     pub fn swap(&self) {
-        let mut state = lock(&self.interceptor().state);
-        self.interceptor().swap(&mut state);
+        let state = lock(&self.interceptor().state);
+        self.interceptor().swap(&state);
     }
 
     /// The round of the last moment or swap.
