@@ -31,6 +31,6 @@ mod server;
 mod socket;
 pub mod wire;
 
-pub use contexts::{Contexts, NoContexts, Since, Stretch, stretches};
+pub use contexts::{Context, Contexts, HowMany, NoContexts, Since, Stretch, stretches};
 pub use memory::{Allowance, Pool};
 pub use server::{NbdOptions, NbdServer};
