@@ -106,6 +106,8 @@ pub enum CaptureArg {
     Ebpf,
     /// An NBD server that the device's users go through: every write with its data, in order
     Nbd,
+    /// The same as a block device of this machine, to be mounted (kernel 6.5, module ublk_drv)
+    Ublk,
 }
 
 impl CaptureArg {
@@ -114,6 +116,7 @@ impl CaptureArg {
         match self {
             Self::Auto | Self::Ebpf => Capture::Ebpf,
             Self::Nbd => Capture::Nbd,
+            Self::Ublk => Capture::Ublk,
         }
     }
 }

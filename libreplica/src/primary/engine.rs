@@ -380,6 +380,12 @@ impl Primary {
         for thread in threads.into_iter().flatten() {
             let _ = thread.join();
         }
+        for volume in self.all() {
+            match volume.member_until(Instant::now() + PATIENCE) {
+                Ok(mut member) => member.end(),
+                Err(error) => volume.publish_error(&error),
+            }
+        }
         self.environment.end();
     }
 }

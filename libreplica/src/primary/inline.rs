@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use crate::capture::inline::{InlineSpec, Kept, Limits, Resumed, Service};
 use crate::capture::nbd::{NbdOptions, NbdServer};
-use crate::device::BlockDevice;
+use crate::capture::ublk::{How, UblkDevice, UblkSpec};
+use crate::device::{BlockDevice, Layers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::policy::Mode;
 use crate::primary::config::{Capture, VolumeConfig};
@@ -22,6 +23,16 @@ const ENTRIES: usize = 1 << 20;
 
 enum Front {
     Nbd(NbdServer),
+    Ublk(UblkDevice),
+}
+
+/// Why the service of a device's users ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The daemon ends, and another will go on: where they can, users wait for it.
+    Daemon,
+    /// The volume is given up.
+    Volume,
 }
 
 /// The capture of one volume, and its front.
@@ -30,6 +41,8 @@ pub struct Inline {
     front: Mutex<Option<Front>>,
     /// What its users are given: a URI, or a device's path.
     address: String,
+    /// The same as a device of this machine, if it is one.
+    shown: Option<BlockDevice>,
     /// Why the mode is what it is.
     mode_cause: Mutex<Option<String>>,
 }
@@ -78,10 +91,15 @@ impl Inline {
         };
         let service = Arc::new(service);
         let (front, address) = open_front(config, environment, &service)?;
+        let shown = match &front {
+            Front::Ublk(device) => Some(BlockDevice::open(device.path())?),
+            Front::Nbd(_) => None,
+        };
         let inline = Self {
             service,
             front: Mutex::new(Some(front)),
             address,
+            shown,
             mode_cause: Mutex::new(Some(cause)),
         };
         Ok((inline, past))
@@ -95,6 +113,11 @@ impl Inline {
     /// What its users are given.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The device that its users see, if it is one of this machine.
+    pub const fn shown(&self) -> Option<&BlockDevice> {
+        self.shown.as_ref()
     }
 
     /// Why the mode is what it is; nothing if it knows everything.
@@ -123,12 +146,42 @@ impl Inline {
     }
 
     /// Ends the service of its users: what they have begun ends, what is dirty stays noted.
-    pub fn end(&self) {
-        match locked(&self.front).take() {
-            Some(Front::Nbd(server)) => server.stop(),
-            None => {}
-        }
+    ///
+    /// # Errors
+    /// What the kernel says of a device that cannot be removed; it is no longer served.
+    pub fn end(&self, why: Ending) -> Result<()> {
+        let ended = match (locked(&self.front).take(), why) {
+            (Some(Front::Nbd(server)), _) => {
+                server.stop();
+                Ok(())
+            }
+            (Some(Front::Ublk(device)), Ending::Daemon) => device.stop(How::Detach),
+            (Some(Front::Ublk(device)), Ending::Volume) => device.stop(How::Remove),
+            (None, _) => Ok(()),
+        };
         self.service.stop();
+        ended
+    }
+
+    /// A device that is mounted, or held by another, is not taken away from its users.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`], naming who uses it.
+    pub fn is_free(&self) -> Result<()> {
+        let Some(shown) = &self.shown else {
+            return Ok(());
+        };
+        let layers = Layers::above(&[shown])?;
+        let mounted = layers.filesystems().first();
+        let user = mounted.map(|filesystem| filesystem.mount_point().display().to_string());
+        let user = user.or_else(|| shown.holders().first().map(ToString::to_string));
+        match user {
+            None => Ok(()),
+            Some(user) => Err(Error::new(ErrorKind::Busy, "remove the device")
+                .path(shown.path())
+                .detail(format!("{user} uses it"))
+                .advice("unmount it, or end what uses it, first")),
+        }
     }
 }
 
@@ -178,11 +231,14 @@ fn open_front(
             let address = server.uri();
             Ok((Front::Nbd(server), address))
         }
-        Capture::Ublk | Capture::Ebpf => {
-            Err(Error::new(ErrorKind::Unsupported, "serve the device")
-                .volume(config.id)
-                .detail(format!("not as {}", config.capture.as_str())))
+        Capture::Ublk => {
+            let device = UblkDevice::start(service.entrance(), &UblkSpec::new(config.id))?;
+            let address = device.path().display().to_string();
+            Ok((Front::Ublk(device), address))
         }
+        Capture::Ebpf => Err(Error::new(ErrorKind::Unsupported, "serve the device")
+            .volume(config.id)
+            .detail(format!("not as {}", config.capture.as_str()))),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::capture::inline::{Cut, Moment, Service};
 use crate::device::Filesystem;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{BlockNumber, Geometry, Run};
+use crate::policy::Mode;
 use crate::primary::draft::EpochDraft;
 use crate::primary::environment::Environment;
 use crate::primary::member::{Member, Sink, Source};
@@ -173,6 +174,32 @@ impl Member {
             }
         }
         self.stream = Some(draft);
+        Ok(())
+    }
+
+    /// Ships what waits in memory as an epoch without a point.
+    ///
+    /// # Errors
+    /// What the store failed with.
+    pub fn bring_home(&mut self) -> Result<()> {
+        if !self.is_up() {
+            return Ok(());
+        }
+        let Some(service) = self.live()?.0.service().cloned() else {
+            return Ok(());
+        };
+        if service.waiting().mode != Mode::Data {
+            return Ok(());
+        }
+        let (_, moments) = Service::moment(&[&service])?;
+        for moment in moments {
+            let draft = self.gather(moment)?;
+            let (source, sink) = self.live()?;
+            if !draft.is_empty() {
+                draft.commit(&mut sink.writer, &mut sink.tree)?;
+            }
+            source.acknowledge()?;
+        }
         Ok(())
     }
 

@@ -46,7 +46,7 @@ enum Folding {
     UnderWay,
 }
 
-/// The volume's thread.
+/// The volume's thread. It leaves the sides as they are: to who ends the volume, or the daemon.
 pub fn run(volume: &Arc<Volume>, environment: &Environment) {
     let mut keeping = Keeping::default();
     while let Some(pause) = turn(volume, || step(volume, environment, &mut keeping)) {
@@ -54,9 +54,6 @@ pub fn run(volume: &Arc<Volume>, environment: &Environment) {
             member.rest();
         }
         rest(volume, pause);
-    }
-    if let Some(mut member) = volume.try_member() {
-        member.end();
     }
     show::keep_history(volume, environment);
 }

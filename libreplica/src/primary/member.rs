@@ -19,7 +19,7 @@ use crate::geometry::Geometry;
 use crate::primary::config::{Phase, VolumeConfig};
 use crate::primary::draft::EpochDraft;
 use crate::primary::environment::Environment;
-use crate::primary::inline::{Inline, Past};
+use crate::primary::inline::{Ending, Inline, Past};
 use crate::primary::lifecycle;
 use crate::primary::source;
 use crate::primary::status::VolumeStatus;
@@ -133,7 +133,7 @@ impl Member {
             source::must_be_the_same_disk(&config, &device, tree)?;
         }
         self.past = Past::SameDisk;
-        Source::inline(&config, device, Arc::clone(inline.service()))
+        Source::inline(&config, device, inline)
     }
 
     /// The volume's size and units.
@@ -219,10 +219,15 @@ impl Member {
 
     /// The daemon ends: so does the service of the device's users.
     pub fn end(&mut self) {
-        if let Some(inline) = self.inline.take() {
-            inline.end();
+        if let Some(inline) = &self.inline {
+            let ended = inline.end(Ending::Daemon);
+            // Nothing changes any more; what is in memory would be lost.
+            if let Err(error) = ended.and_then(|()| self.bring_home()) {
+                tracing::warn!(volume = %self.id, "{error}");
+            }
         }
         self.drop_sides();
+        self.inline = None;
     }
 
     /// What was taken out of the stream and is not in the store is known by its blocks only.
@@ -283,11 +288,14 @@ impl Member {
     /// # Errors
     /// What the system said.
     pub fn release(&mut self, environment: &Environment) -> Result<()> {
+        if let Some(inline) = &self.inline {
+            inline.is_free()?;
+        }
         self.sink = None;
         self.stream = None;
         let source = self.source.take();
         if let Some(inline) = self.inline.take() {
-            inline.end();
+            inline.end(Ending::Volume)?;
         }
         match source {
             Some(source) => source.release(),

@@ -16,7 +16,7 @@ use crate::primary::config::{Phase, Shipping, VolumeConfig};
 use crate::primary::environment::Environment;
 use crate::primary::exclusions::Exclusions;
 use crate::primary::fingerprint;
-use crate::primary::inline::Inline;
+use crate::primary::inline::{Ending, Inline};
 use crate::primary::member::{Member, Sink, Source, block_size};
 use crate::primary::source::open_reader;
 use crate::primary::spec::{Exclusion, ProtectSpec, Siblings};
@@ -90,7 +90,7 @@ pub fn protect(
         }
         Err(error) => {
             undo(environment, config.id, source, is_new.then_some(&store));
-            inline.iter().for_each(|inline| inline.end());
+            inline.iter().for_each(|inline| end(inline));
             Err(error)
         }
     }
@@ -109,14 +109,19 @@ fn attach(
     // What changes before the first copy is copied by it.
     let begun = Inline::begin(config, &device, environment, |_| Ok(()));
     let (inline, _) = begun.inspect_err(|_| forget(environment, config.id))?;
-    let service = Arc::clone(inline.service());
-    match Source::inline(config, device, service) {
+    match Source::inline(config, device, &inline) {
         Ok(source) => Ok((source, Some(Arc::new(inline)))),
         Err(error) => {
-            inline.end();
+            end(&inline);
             forget(environment, config.id);
             Err(error)
         }
+    }
+}
+
+fn end(inline: &Inline) {
+    if let Err(error) = inline.end(Ending::Volume) {
+        tracing::warn!("something of a volume is left behind: {error}");
     }
 }
 

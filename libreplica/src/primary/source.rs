@@ -17,6 +17,7 @@ use crate::primary::config::VolumeConfig;
 use crate::primary::environment::Environment;
 use crate::primary::exclusions::Exclusions;
 use crate::primary::fingerprint;
+use crate::primary::inline::Inline;
 use crate::primary::lifecycle;
 use crate::primary::status::VolumeStatus;
 use crate::primary::tracking::Tracking;
@@ -36,6 +37,7 @@ pub struct Source {
     /// The swap in use that `exclusions` goes by.
     swap: Swap,
     tracking: Tracking,
+    shown: Option<BlockDevice>,
     geometry: Geometry,
     round_began: Instant,
     /// Why the whole volume must be compared, found and not yet dealt with.
@@ -58,16 +60,15 @@ impl Source {
         Self::with(config, device, Tracking::Kernel(tracker))
     }
 
-    /// The side of a device whose users go through `service`.
+    /// The side of a device whose users go through us.
     ///
     /// # Errors
     /// When the device cannot be read.
-    pub fn inline(
-        config: &VolumeConfig,
-        device: BlockDevice,
-        service: Arc<Service>,
-    ) -> Result<Self> {
-        Self::with(config, device, Tracking::Inline(service))
+    pub fn inline(config: &VolumeConfig, device: BlockDevice, inline: &Inline) -> Result<Self> {
+        let service = Arc::clone(inline.service());
+        let mut source = Self::with(config, device, Tracking::Inline(service))?;
+        source.shown = inline.shown().cloned();
+        Ok(source)
     }
 
     /// Opens the device and takes its tracking up again. If changes may have been missed,
@@ -127,6 +128,7 @@ impl Source {
         Ok(Self {
             exclusions: exclusions(config, &swap, &geometry),
             swap,
+            shown: Some(device.clone()),
             device,
             reader: None,
             tracking,
@@ -387,10 +389,7 @@ impl Source {
 
     /// The device that its users see, if it is one of this machine.
     pub const fn shown(&self) -> Option<&BlockDevice> {
-        match self.tracking {
-            Tracking::Kernel(_) => Some(&self.device),
-            Tracking::Inline(_) => None,
-        }
+        self.shown.as_ref()
     }
 
     /// The interceptor, if the device's users go through one.
