@@ -49,5 +49,4 @@ pub use spec::{AttachSpec, FolderId};
 pub use tracker::{RoundReport, Tracker};
 
 /// What an operator can do where tracking is impossible.
-const NO_OTHER_WAY: &str =
-    "here it cannot be tracked by eBPF; --capture nbd can, if its users go through the agent";
+const NO_OTHER_WAY: &str = "here it cannot be tracked by eBPF; --capture ublk and nbd can, if its users go through the agent";
