@@ -13,7 +13,7 @@ use libreplica::capture::inline::{Durability, Errno, REQUEST_MAX, Room};
 use libreplica::capture::nbd::handshake::{
     Export, Negotiation, Progress, Replies, Session, Trim, Violation,
 };
-use libreplica::capture::nbd::inbox::{Inbox, Step};
+use libreplica::capture::nbd::inbox::{INBOX, Inbox, Step};
 use libreplica::capture::nbd::requests::{HEADER, Header, Tag, Task};
 use libreplica::capture::nbd::{Allowance, Context, HowMany, NoContexts, Pool};
 use libreplica::units::{ByteLen, ByteOffset, Extent, SectorSize, VolumeSize};
@@ -260,6 +260,18 @@ fn options() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(flags, options)| [flags.to_be_bytes().to_vec(), options.concat()].concat())
 }
 
+#[test]
+fn a_write_that_nearly_fills_the_inbox_is_received_whole() {
+    for len in INBOX - 60..INBOX + 60 {
+        let mut input = request(0, 1, 7, 0, len as u32).to_vec();
+        input.resize(HEADER + len, 9);
+        input.extend(request(0, 2, 0, 0, 0));
+        let (found, violation) = requests(&input, &[INBOX]);
+        assert_eq!((found.len(), violation), (2, None), "{len}");
+        assert_eq!(found[0].1.as_ref().unwrap(), &vec![9; len]);
+    }
+}
+
 /// Requests with their data.
 type Found = Vec<(Header, Option<Vec<u8>>)>;
 
@@ -299,7 +311,8 @@ fn requests(input: &[u8], pieces: &[usize]) -> (Found, Option<Violation>) {
 }
 
 fn stream() -> impl Strategy<Value = Vec<u8>> {
-    let len = prop_oneof![Just(512), Just(4096), 0..100_000_u32, Just(300_000)];
+    let around = INBOX as u32 - 100..INBOX as u32 + 100;
+    let len = prop_oneof![Just(512), Just(4096), 0..100_000_u32, around];
     let one = prop_oneof![
         20 => (0..16_u16, 0..9_u16, any::<u64>(), 0..2 * SIZE, len).prop_map(
             |(flags, command, tag, offset, len)| {
@@ -331,7 +344,7 @@ proptest! {
     #[test]
     fn requests_are_the_same_however_they_are_cut(
         input in stream(),
-        pieces in prop::collection::vec(1..60_000_usize, 1..8),
+        pieces in prop::collection::vec(prop_oneof![1..60_000_usize, Just(INBOX)], 1..8),
     ) {
         let whole = requests(&input, &[200_000]);
         prop_assert_eq!(&requests(&input, &pieces), &whole);

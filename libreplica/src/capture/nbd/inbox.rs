@@ -12,7 +12,8 @@ use crate::sys::uring::Part;
 
 /// Bytes that are received at once, at most.
 pub const INBOX: usize = 256 << 10;
-/// Of a write that has more to come than this, the rest is received where it belongs.
+/// What is still to come of a write longer than this is received where it belongs. A shorter
+/// one waits in the inbox, where there is always room for the rest of it.
 const DIRECT: usize = 16 << 10;
 /// After a large write only so much is received, for another one may follow.
 const PEEK: usize = 4096;
@@ -92,7 +93,7 @@ impl Inbox {
         let header = Header::parse(header)?;
         let payload = header.payload();
         let missing = payload.saturating_sub(rest.len());
-        if missing > 0 && missing <= DIRECT {
+        if missing > 0 && payload <= DIRECT {
             return Ok(Step::Wants);
         }
         if !needs_buffer(&header) {
