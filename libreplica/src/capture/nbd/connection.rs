@@ -153,7 +153,10 @@ impl<'a> Connection<'a> {
 
     /// Takes no request any more.
     fn finish(&mut self, end: End) {
-        if self.end != Some(End::Gone) {
+        // Once it is cut short it stays so: the end of the receive that is ended here would
+        // else make it wait for a client that takes no replies.
+        let cut_short = matches!(self.end, Some(End::Stopped | End::Gone));
+        if !cut_short || end == End::Gone {
             self.end = Some(end);
         }
         // Ends the receive that is under way.
