@@ -302,26 +302,27 @@ impl Uring {
         })
     }
 
-    /// Ends what can be ended early and waits for the rest; says whether nothing is left that
-    /// needs memory. Commands do not, and end with the ring, by their driver's hand.
-    fn quiesce(&mut self) -> bool {
+    /// Tells the kernel what was started, ends early what can be ended so, and waits for all
+    /// that needs memory. Commands do not, and end with the ring, by their driver's hand.
+    ///
+    /// # Errors
+    /// Those of io_uring_enter(2).
+    pub fn finish(&mut self) -> io::Result<()> {
+        // What is only queued must reach the kernel, for its end to come.
+        self.submit(0)?;
         let submitter = self.ring.submitter();
         let _ = submitter.register_sync_cancel(None, CancelBuilder::any());
         while self.in_flight > self.commands {
-            if self.submit(1).is_err() {
-                return false;
-            }
+            self.submit(1)?;
             while self.ended().is_some() {}
         }
-        true
+        Ok(())
     }
 }
 
 impl Drop for Uring {
     fn drop(&mut self) {
-        // What is only queued must reach the kernel, for its end to come.
-        let _ = self.submit(0);
-        if !self.quiesce() {
+        if self.in_flight > 0 && self.finish().is_err() && self.in_flight > self.commands {
             // The kernel may still write to that memory.
             std::mem::forget(std::mem::take(&mut self.slots));
         }

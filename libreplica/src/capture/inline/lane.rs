@@ -311,6 +311,26 @@ impl Lane {
         Ok(())
     }
 
+    /// Ends all requests, and everything else in the ring but drivers' commands; what it
+    /// brings is thrown away. The lane can then be dropped by another thread.
+    ///
+    /// # Errors
+    /// When the ring fails.
+    pub fn finish(&mut self) -> Result<()> {
+        self.end_requests()?;
+        let path = &self.interceptor.path;
+        self.uring.finish().at("serve the device", path)
+    }
+
+    fn end_requests(&mut self) -> Result<()> {
+        // A change that never ended would hold back those behind it for ever.
+        while self.requests() > 0 {
+            self.turn()?;
+            self.events.clear();
+        }
+        Ok(())
+    }
+
     /// The next thing that the last turn brought.
     pub fn event(&mut self) -> Option<Event> {
         self.events.pop_front()
@@ -413,14 +433,9 @@ impl Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        // A change that never ended would hold back those behind it for ever.
-        while self.requests() > 0 {
-            if self.turn().is_err() {
-                return;
-            }
-            self.events.clear();
+        if self.end_requests().is_ok() {
+            self.interceptor.close_lane(self.number);
         }
-        self.interceptor.close_lane(self.number);
     }
 }
 
