@@ -1,18 +1,22 @@
 //! The threads of all queues of a device. All or none serve it: the kernel takes a device as
-//! one whose server died when one of its queues' threads ends.
+//! one whose server died when one of its queues' threads ends. They are called together
+//! first, each with its lane, and then take their queues all at once.
+//!
+//! They also end together. Each exits first, and its ring is closed then, as it is when a
+//! process dies: where the thread that took requests lives on, the driver of kernel 6.12 now
+//! and then loses some that were on their way, and their users wait for ever.
 
-use std::any::Any;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use crate::capture::inline::Entrance;
-use crate::capture::ublk::queue::{Ending, Order, Orders, Post, Queue};
+use crate::capture::ublk::host::{Host, block_node};
+use crate::capture::ublk::queue::{Ending, Order, Orders, Post, Queue, open_lane};
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::sys::ublk::{Device, QueueNumber};
+use crate::sys::ublk::{Device, DeviceNumber, QueueNumber};
 use crate::sys::uring::Wake;
 
 const OPERATION: &str = "serve a ublk device";
@@ -24,52 +28,69 @@ pub(super) struct Report(pub Result<Ending, String>);
 /// The threads.
 #[derive(Debug)]
 pub(super) struct Crew {
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<JoinHandle<Option<Queue>>>,
+    /// Each waits for the file that it is to serve.
+    files: Vec<Sender<Arc<File>>>,
+    answers: Receiver<Result<()>>,
+    host: Arc<Host>,
+    number: DeviceNumber,
     wakes: Vec<Wake>,
     orders: Arc<Orders>,
 }
 
 impl Crew {
-    /// Starts the threads, and returns when each has taken its queue. Each will `report` its
-    /// end.
-    pub fn muster<M: From<Report> + Send + 'static>(
+    /// Calls the threads together, for a device that they are to serve. Each will `report`
+    /// its end, once it has served.
+    pub fn call<M: From<Report> + Send + 'static>(
+        host: &Arc<Host>,
         entrance: &Entrance,
         device: &Device,
-        file: File,
-        node: &Path,
         reports: &Sender<M>,
     ) -> Result<Self> {
+        let node = &block_node(device.number);
+        let (ready, answers) = channel();
         let mut crew = Self {
             threads: Vec::new(),
+            files: Vec::new(),
+            answers,
+            host: Arc::clone(host),
+            number: device.number,
             wakes: Vec::new(),
             orders: Arc::default(),
         };
-        let file = Arc::new(file);
-        let (ready, readiness) = channel();
-        let mut mustered = Ok(());
         for queue in 0..device.queues {
             let post = Post {
-                file: Arc::clone(&file),
                 queue: QueueNumber(queue),
                 depth: device.depth,
                 orders: Arc::clone(&crew.orders),
                 wake: Wake::new().at(OPERATION, node)?,
             };
             crew.wakes.push(post.wake.clone());
+            let (file, files) = channel();
+            crew.files.push(file);
             let (entrance, ready, reports) = (entrance.clone(), ready.clone(), reports.clone());
             let name = format!("ublk{}-{queue}", device.number);
             let builder = std::thread::Builder::new().name(name);
-            let thread = builder.spawn(move || work(&entrance, post, &ready, &reports));
-            match thread.at("start a thread", node) {
-                Ok(thread) => crew.threads.push(thread),
-                Err(error) => mustered = Err(error),
-            }
+            let thread = builder.spawn(move || work(&entrance, post, &files, &ready, &reports));
+            crew.threads.push(thread.at("start a thread", node)?);
         }
-        // One of each, whatever it is.
-        for answer in readiness.iter().take(crew.threads.len()) {
-            mustered = mustered.and(answer);
+        crew.all_answer()?;
+        Ok(crew)
+    }
+
+    /// Lets them serve the device behind `file`, /dev/ublkcN: returns when each has taken its
+    /// queue.
+    pub fn serve(&self, file: File) -> Result<()> {
+        let file = Arc::new(file);
+        for thread in &self.files {
+            let _ = thread.send(Arc::clone(&file));
         }
-        mustered.map(|()| crew)
+        self.all_answer()
+    }
+
+    fn all_answer(&self) -> Result<()> {
+        let answers = self.answers.iter().take(self.threads.len());
+        answers.fold(Ok(()), Result::and)
     }
 
     /// Gives all threads an order.
@@ -94,50 +115,54 @@ impl Crew {
 impl Drop for Crew {
     fn drop(&mut self) {
         self.order(Order::Leave);
+        self.files.clear();
         for thread in self.threads.drain(..) {
-            let _ = thread.join();
+            // With its ring.
+            drop(thread.join());
         }
+        self.host.wait_until_released(self.number);
     }
 }
 
-/// A thread's life.
+/// A thread's life; what is left of its queue.
 fn work<M: From<Report>>(
     entrance: &Entrance,
     post: Post,
+    files: &Receiver<Arc<File>>,
     ready: &Sender<Result<()>>,
     reports: &Sender<M>,
-) {
-    let taken = catch_unwind(AssertUnwindSafe(|| Queue::take(entrance, post)));
-    let taken = taken.unwrap_or_else(|panic| {
-        Err(Error::new(ErrorKind::State, OPERATION).detail(said(panic.as_ref())))
-    });
-    let mut queue = match taken {
-        Ok(queue) => {
-            let _ = ready.send(Ok(()));
-            queue
-        }
+) -> Option<Queue> {
+    let lane = match guarded(|| open_lane(entrance, post.depth)) {
+        Ok(lane) => lane,
         Err(error) => {
             let _ = ready.send(Err(error));
-            return;
+            return None;
         }
     };
-    let served = catch_unwind(AssertUnwindSafe(|| queue.serve()));
-    let report = match served {
-        Ok(Ok(ending)) => Ok(ending),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(panic) => Err(said(panic.as_ref())),
+    let _ = ready.send(Ok(()));
+    let file = files.recv().ok()?;
+    let mut queue = match guarded(|| Queue::take(lane, file, post)) {
+        Ok(queue) => queue,
+        Err(error) => {
+            let _ = ready.send(Err(error));
+            return None;
+        }
     };
-    // Waits for what it has begun on the disk: only then may another begin the same again.
-    if catch_unwind(AssertUnwindSafe(|| drop(queue))).is_err() {
-        tracing::error!("a queue of a ublk device did not end in order");
-    }
-    let _ = reports.send(M::from(Report(report)));
+    let _ = ready.send(Ok(()));
+    let served = guarded(|| queue.serve());
+    // Waits for what was begun on the disk: only then may another begin the same again.
+    let finished = guarded(|| queue.finish());
+    let ending = served.and_then(|ending| finished.map(|()| ending));
+    let _ = reports.send(M::from(Report(ending.map_err(|error| error.to_string()))));
+    Some(queue)
 }
 
-fn said(panic: &(dyn Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned());
-    format!("a thread panicked: {}", text.as_deref().unwrap_or("?"))
+/// Does it; a panic is an error as well.
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        let what = format!("a thread panicked: {}", text.as_deref().unwrap_or("?"));
+        Err(Error::new(ErrorKind::State, OPERATION).detail(what))
+    })
 }

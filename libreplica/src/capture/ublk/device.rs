@@ -9,7 +9,7 @@ use crate::capture::inline::Entrance;
 use crate::capture::ublk::host::{self, Host, block_node};
 use crate::capture::ublk::profile;
 use crate::capture::ublk::spec::{How, Started, State, UblkSpec, UblkStatus};
-use crate::capture::ublk::watch::{Message, Shared, Watcher, begin, take_over};
+use crate::capture::ublk::watch::{CUT_SHORT, Message, Shared, Watcher, begin, take_over};
 use crate::error::{IoContext, Result};
 use crate::sys::ublk::DeviceNumber;
 
@@ -33,22 +33,38 @@ impl UblkDevice {
     /// Serves the volume behind `entrance` as a block device: the one that an earlier process
     /// has left, or a new one. Returns when users can open it.
     ///
+    /// A device cannot be taken over if a process died in the midst of doing so: between the
+    /// first and the last of the requests that it fetches there, for less than a millisecond.
+    /// (The driver of kernel 6.12 would bring the kernel down: `ublk_queue_reinit`.) Then the
+    /// device is stopped, its users get errors, and there is a new one; the status says so.
+    ///
     /// # Errors
     /// [`Kernel`](crate::ErrorKind::Kernel) where the kernel has no ublk, or lacks what is
     /// needed; [`Busy`](crate::ErrorKind::Busy) if another process serves the volume;
     /// [`Resized`](crate::ErrorKind::Resized) if the device that was left has another size;
     /// [`State`](crate::ErrorKind::State) if it cannot be taken over; what the kernel says.
     pub fn start(entrance: Entrance, spec: &UblkSpec) -> Result<Self> {
-        let host = Host::open()?;
+        let host = Arc::new(Host::open()?);
         let parameters = profile::of(entrance.disk(), entrance.geometry());
         let mark = host::mark_of(spec.volume);
         let (messages, received) = channel();
-        let (device, crew, started) = match host.find(mark) {
-            Some(device) => {
-                host.check(device.number, parameters)?;
-                let crew = take_over(&host, &entrance, &device, spec.patience, &messages)?;
-                (device, crew, Started::TakenOver)
+        let mut trouble = None;
+        let mut left = None;
+        if let Some(device) = host.find(mark) {
+            host.check(device.number, parameters)?;
+            let taken = take_over(&host, &entrance, &device, spec.patience, &messages)?;
+            left = taken.map(|crew| (device, crew, Started::TakenOver));
+            if left.is_none() {
+                let node = block_node(device.number);
+                let what = format!("{} is stopped: {CUT_SHORT}", node.display());
+                tracing::error!("{what}");
+                trouble = Some(what);
+                host.stop(device.number)?;
+                host.delete(device.number)?;
             }
+        }
+        let (device, crew, started) = match left {
+            Some(left) => left,
             None => {
                 let device = host.add(&spec.to_add(mark), parameters)?;
                 let crew = begin(&host, &entrance, &device, &messages)?;
@@ -65,7 +81,7 @@ impl UblkDevice {
             granted: device.features,
             state: State::Serving,
             failures: 0,
-            trouble: None,
+            trouble,
         };
         let shared = Arc::new(Shared::new(host, status));
         let watcher = Watcher {

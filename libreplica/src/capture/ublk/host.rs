@@ -7,7 +7,11 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::id::VolumeId;
-use crate::sys::ublk::{Added, Control, Device, DeviceNumber, DeviceState, Features, Parameters};
+use crate::sys::ublk::{
+    Added, Control, Device, DeviceNumber, DeviceState, Features, Parameters, QueueNumber, Remains,
+    inspect,
+};
+use crate::sys::uring::{Token, Uring, shared};
 
 /// What a device of ours must be granted.
 pub(super) const NEEDED: Features = Features::USER_RECOVERY
@@ -19,11 +23,16 @@ const DEVICES: &str = "/sys/class/ublk-char";
 const CONTROL: &str = "/dev/ublk-control";
 /// How often it is looked whether something has come or gone.
 const LOOK: Duration = Duration::from_millis(2);
+/// How long the end of a server is let settle before another begins: the driver still cancels
+/// what a server has fetched a moment after it has said that the device waits for the next
+/// (`ublk_quiesce_work_fn`, kernel 6.12), and does not look whose it is.
+const SETTLE: Duration = Duration::from_millis(200);
 /// How long device nodes may take to appear.
 const NODE_LIMIT: Duration = Duration::from_secs(10);
 /// How long the kernel may take to read a partition table through us, or to end what its
 /// users have under way.
 const LIMIT: Duration = Duration::from_secs(60);
+const TAKE_OVER: &str = "take a ublk device over";
 const OTHERWISE: &str = "or use --capture nbd, or --capture ebpf";
 
 /// The driver.
@@ -147,8 +156,7 @@ impl Host {
     /// Checks that users see the volume's size on a device that is taken over.
     pub fn check(&self, number: DeviceNumber, wanted: Parameters) -> Result<()> {
         let node = block_node(number);
-        const OPERATION: &str = "take a ublk device over";
-        let found = self.control.parameters(number).at(OPERATION, &node)?;
+        let found = self.control.parameters(number).at(TAKE_OVER, &node)?;
         let same = found.sectors == wanted.sectors && found.logical_shift == wanted.logical_shift;
         if same {
             return Ok(());
@@ -157,15 +165,64 @@ impl Host {
             "it has {} sectors, the disk behind it {}",
             found.sectors, wanted.sectors
         );
-        Err(Error::new(ErrorKind::Resized, OPERATION)
+        Err(Error::new(ErrorKind::Resized, TAKE_OVER)
             .path(node)
             .detail(detail)
             .advice("unmount it, and remove it"))
     }
 
+    /// How far whoever served a device had come when it ended, if it has ended: drivers before
+    /// kernel 6.16 must not be asked to begin a recovery of what is broken.
+    pub fn inspect(&self, device: &Device, patience: Duration) -> Result<Remains> {
+        const OPERATION: &str = "look what is left of a ublk device";
+        if self.offered.has(Features::PER_IO_DAEMON) {
+            return Ok(Remains::Served);
+        }
+        let file = self.wait_for_the_end(device.number, patience)?;
+        let node = char_node(device.number);
+        let mut ring = Uring::new(8).at(OPERATION, &node)?;
+        let handle = ring.add(shared(file));
+        let mut all: Option<Remains> = None;
+        for queue in (0..device.queues).map(QueueNumber) {
+            ring.start(Token(0), handle, inspect(queue));
+            ring.submit(1).at(OPERATION, &node)?;
+            let remains = ring.ended().and_then(|ended| Remains::of(&ended.result));
+            all = match (all, remains) {
+                (None, found) => found,
+                (Some(all), Some(found)) if all == found => Some(all),
+                // Some were taken, others not.
+                _ => Some(Remains::Broken),
+            };
+        }
+        all.ok_or_else(|| Error::new(ErrorKind::Kernel, OPERATION).path(node))
+    }
+
+    /// Waits until the server of a device is gone, and opens its queues.
+    fn wait_for_the_end(&self, number: DeviceNumber, patience: Duration) -> Result<File> {
+        let until = Instant::now() + patience;
+        loop {
+            let device = self.control.device(number);
+            let device = device.at(TAKE_OVER, block_node(number))?;
+            if device.state != DeviceState::Live {
+                let node = char_node(number);
+                match File::options().read(true).write(true).open(&node) {
+                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                    result => return result.at(TAKE_OVER, node),
+                }
+            }
+            if Instant::now() >= until {
+                return Err(Error::new(ErrorKind::Busy, TAKE_OVER)
+                    .path(block_node(number))
+                    .detail(format!("process {} serves it", device.server)));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
     /// Begins to serve a device whose server is gone, or about to be.
     pub fn begin_recovery(&self, number: DeviceNumber, patience: Duration) -> Result<()> {
         let until = Instant::now() + patience;
+        std::thread::sleep(SETTLE);
         loop {
             let Err(source) = self.control.begin_recovery(number) else {
                 return Ok(());
@@ -178,7 +235,7 @@ impl Host {
                 } else {
                     ErrorKind::State
                 };
-                return Err(Error::new(kind, "take a ublk device over")
+                return Err(Error::new(kind, TAKE_OVER)
                     .path(block_node(number))
                     .detail(format!("process {server} serves it, or did so last"))
                     .source(source));
@@ -188,17 +245,25 @@ impl Host {
     }
 
     /// Shows a new device to users.
-    pub fn launch(&self, number: DeviceNumber) -> Result<()> {
+    pub fn launch(&self, device: &Device) -> Result<()> {
+        let number = device.number;
         let node = block_node(number);
         let started = self.control.start(number, LIMIT);
         started.at("start a ublk device", &node)?;
+        // The driver before kernel 6.15 sees the end of a server by a fetch that is left alone
+        // in each queue; if all were answered it would take half a minute.
+        let most = device.depth.saturating_sub(1).max(1);
+        let limit = format!("/sys/block/ublkb{number}/queue/nr_requests");
+        if let Err(error) = std::fs::write(&limit, most.to_string()) {
+            tracing::warn!("{limit}: {error}");
+        }
         appear(&node)
     }
 
     /// Lets the users of a device go on that was taken over.
     pub fn end_recovery(&self, number: DeviceNumber) -> Result<()> {
         let ended = self.control.end_recovery(number, LIMIT);
-        ended.at("take a ublk device over", block_node(number))
+        ended.at(TAKE_OVER, block_node(number))
     }
 
     /// Opens the device on which requests are taken.
@@ -207,6 +272,17 @@ impl Host {
         appear(&node)?;
         let file = File::options().read(true).write(true).open(&node);
         file.at("open a ublk device's queues", node)
+    }
+
+    /// Waits until the kernel has taken back the requests of a server that has closed its rings.
+    pub fn wait_until_released(&self, number: DeviceNumber) {
+        let until = Instant::now() + LIMIT;
+        while let Some(device) = self.look(number)
+            && device.state == DeviceState::Live
+            && Instant::now() < until
+        {
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Takes the device from its users: they get errors from now on. What its server has is

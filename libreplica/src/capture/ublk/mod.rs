@@ -24,6 +24,13 @@
 //! fails: so a device whose thread fails is recovered at once, by this process itself, and
 //! stopped, with errors for its users, when that happens again and again. Nobody waits for a
 //! thread that is gone.
+//!
+//! The driver of kernel 6.12 has faults that have to be gone round (those that come with
+//! 6.15 and 6.16 mend them): a recovery that a dying process has half done must not be begun
+//! again, or the kernel goes down (`host::Host::inspect`); the end of a server is noticed late
+//! if all of a queue's requests were under way (`host::Host::launch`); what it cancels may be
+//! the next server's (`host::SETTLE`); and it may lose requests of a thread that closes its
+//! ring and lives on (`crew`).
 
 mod buffers;
 mod crew;

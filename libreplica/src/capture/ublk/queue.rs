@@ -61,10 +61,8 @@ pub(super) enum Ending {
     Aborted,
 }
 
-/// What a queue is made of.
+/// What a thread is posted to.
 pub(super) struct Post {
-    /// /dev/ublkcN.
-    pub file: Arc<File>,
     pub queue: QueueNumber,
     pub depth: u16,
     pub orders: Arc<Orders>,
@@ -74,6 +72,8 @@ pub(super) struct Post {
 /// A queue that is being served.
 pub(super) struct Queue {
     post: Post,
+    /// /dev/ublkcN.
+    file: Arc<File>,
     lane: Lane,
     requests: Requests,
     buffers: Buffers,
@@ -85,22 +85,35 @@ pub(super) struct Queue {
     ending: Option<Ending>,
 }
 
+/// A lane for the calling thread, which will serve a queue of `depth` requests.
+pub(super) fn open_lane(entrance: &Entrance, depth: u16) -> Result<Lane> {
+    if let Err(error) = serve_without_reclaim() {
+        tracing::warn!("a queue's thread is not known to serve a block device: {error}");
+    }
+    // Each tag has one operation at a time; and there is the sleep.
+    entrance.lane(u32::from(depth) + 1)
+}
+
 impl Queue {
-    /// Takes the queue: from now on its requests come to the calling thread.
-    pub fn take(entrance: &Entrance, post: Post) -> Result<Self> {
-        if let Err(error) = serve_without_reclaim() {
-            tracing::warn!("a queue's thread is not known to serve a block device: {error}");
-        }
-        // Each tag has one operation at a time; and the sleep.
-        let mut lane = entrance.lane(u32::from(post.depth) + 1)?;
+    /// Takes the queue: from now on its requests come to the calling thread. Quick, for a
+    /// process that dies in the midst of it leaves a device that cannot be taken over.
+    pub fn take(mut lane: Lane, file: Arc<File>, post: Post) -> Result<Self> {
         let path = || format!("/dev/ublkc*, queue {}", post.queue.0);
-        let requests = Requests::map(&post.file, post.queue, post.depth).at(OPERATION, path())?;
-        let file = post.file.try_clone().at(OPERATION, path())?;
-        let handle = lane.add(shared(file));
+        let copy = file.try_clone().at(OPERATION, path())?;
+        let handle = lane.add(shared(copy));
         let waking = lane.add(post.wake.file());
-        let depth = post.depth;
+        lane.start(ORDER, waking, Operation::Sleep);
+        let (number, depth) = (post.queue, post.depth);
+        for tag in (0..depth).map(Tag) {
+            lane.start(Token(u64::from(tag.0)), handle, fetch(number, tag));
+        }
+        // One that is refused is so at once.
+        lane.poll()?;
+        // None has come yet: no user is let in before all queues are served.
+        let requests = Requests::map(&file, number, depth).at(OPERATION, path())?;
         let mut queue = Self {
             post,
+            file,
             lane,
             requests,
             buffers: Buffers::default(),
@@ -110,12 +123,6 @@ impl Queue {
             count: 0,
             ending: None,
         };
-        queue.lane.start(ORDER, waking, Operation::Sleep);
-        for tag in 0..depth {
-            queue.fetch(Tag(tag));
-        }
-        // One that is refused is so at once.
-        queue.lane.poll()?;
         queue.take_events()?;
         Ok(queue)
     }
@@ -133,6 +140,11 @@ impl Queue {
             self.lane.turn()?;
             self.take_events()?;
         }
+    }
+
+    /// Ends what was begun, whatever made the thread stop serving.
+    pub fn finish(&mut self) -> Result<()> {
+        self.lane.finish()
     }
 
     fn take_events(&mut self) -> Result<()> {
@@ -155,12 +167,6 @@ impl Queue {
             Order::Fail => panic!("ordered to fail"),
         }
         self.lane.start(ORDER, self.waking, Operation::Sleep);
-    }
-
-    fn fetch(&mut self, tag: Tag) {
-        let operation = fetch(self.post.queue, tag);
-        let token = Token(u64::from(tag.0));
-        self.lane.start(token, self.handle, operation);
     }
 
     fn commit(&mut self, tag: Tag, result: Result<u32, Errno>) {
@@ -251,13 +257,13 @@ impl Queue {
 
     fn copy_in(&self, tag: Tag, to: &mut [u8]) -> Result<(), Errno> {
         let offset = data_offset(self.post.queue, tag);
-        let read = self.post.file.read_exact_at(to, offset);
+        let read = self.file.read_exact_at(to, offset);
         read.map_err(|error| Errno::of_io(&error))
     }
 
     fn copy_out(&self, tag: Tag, from: &[u8]) -> Result<(), Errno> {
         let offset = data_offset(self.post.queue, tag);
-        let written = self.post.file.write_all_at(from, offset);
+        let written = self.file.write_all_at(from, offset);
         written.map_err(|error| Errno::of_io(&error))
     }
 

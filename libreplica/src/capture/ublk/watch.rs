@@ -14,12 +14,15 @@ use crate::capture::ublk::host::{Host, block_node};
 use crate::capture::ublk::queue::Ending;
 use crate::capture::ublk::spec::{State, UblkStatus};
 use crate::error::Result;
-use crate::sys::ublk::{Device, DeviceState};
+use crate::sys::ublk::{Device, DeviceState, Remains};
 
 /// So many times in [`FAILURES_WITHIN`] the device is taken over after a failure, and then no
 /// more.
 const FAILURES_MAX: usize = 5;
 const FAILURES_WITHIN: Duration = Duration::from_secs(60);
+
+/// Why a device cannot be taken over.
+pub(super) const CUT_SHORT: &str = "a process died in the midst of taking the device over";
 
 /// What the watcher is told.
 #[derive(Debug)]
@@ -38,14 +41,14 @@ impl From<Report> for Message {
 /// What the watcher and the device's owner share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub host: Host,
+    pub host: Arc<Host>,
     status: Mutex<UblkStatus>,
     /// What ends now does so because we want it.
     leaving: AtomicBool,
 }
 
 impl Shared {
-    pub fn new(host: Host, status: UblkStatus) -> Self {
+    pub fn new(host: Arc<Host>, status: UblkStatus) -> Self {
         Self {
             host,
             status: Mutex::new(status),
@@ -73,57 +76,44 @@ impl Shared {
 
 /// Serves a new device and shows it.
 pub(super) fn begin(
-    host: &Host,
+    host: &Arc<Host>,
     entrance: &Entrance,
     device: &Device,
     messages: &Sender<Message>,
 ) -> Result<Crew> {
     let number = device.number;
-    let begun = serve(host, entrance, device, messages).and_then(|crew| {
-        let launched = host.launch(number);
-        match launched {
-            Ok(()) => Ok(crew),
-            Err(error) => {
-                let _ = host.stop(number);
-                crew.dismiss();
-                Err(error)
-            }
-        }
+    let begun = Crew::call(host, entrance, device, messages).and_then(|crew| {
+        crew.serve(host.open_queues(number)?)?;
+        host.launch(device).inspect_err(|_| {
+            // With its crew: the kernel waits for what that has in hand.
+            let _ = host.stop(number);
+        })?;
+        Ok(crew)
     });
-    if begun.is_err() {
+    begun.inspect_err(|_| {
         let _ = host.delete(number);
-    }
-    begun
+    })
 }
 
-/// Serves a device that has lost its server.
+/// Serves a device that has lost its server; `None` if that is not possible any more.
 pub(super) fn take_over(
-    host: &Host,
+    host: &Arc<Host>,
     entrance: &Entrance,
     device: &Device,
     patience: Duration,
     messages: &Sender<Message>,
-) -> Result<Crew> {
-    host.begin_recovery(device.number, patience)?;
-    let crew = serve(host, entrance, device, messages)?;
-    match host.end_recovery(device.number) {
-        Ok(()) => Ok(crew),
-        Err(error) => {
-            crew.dismiss();
-            Err(error)
-        }
+) -> Result<Option<Crew>> {
+    let number = device.number;
+    let crew = Crew::call(host, entrance, device, messages)?;
+    match host.inspect(device, patience)? {
+        Remains::Served => host.begin_recovery(number, patience)?,
+        // It was begun.
+        Remains::Bare => {}
+        Remains::Broken => return Ok(None),
     }
-}
-
-fn serve(
-    host: &Host,
-    entrance: &Entrance,
-    device: &Device,
-    messages: &Sender<Message>,
-) -> Result<Crew> {
-    let file = host.open_queues(device.number)?;
-    let node = block_node(device.number);
-    Crew::muster(entrance, device, file, &node, messages)
+    crew.serve(host.open_queues(number)?)?;
+    host.end_recovery(number)?;
+    Ok(Some(crew))
 }
 
 /// The thread that watches over the crew.
@@ -218,10 +208,11 @@ impl Watcher {
         let (host, device) = (&self.shared.host, &self.device);
         let taken = take_over(host, &self.entrance, device, self.patience, &self.messages);
         match taken {
-            Ok(crew) => {
+            Ok(Some(crew)) => {
                 self.shared.enter(State::Serving);
                 Some(crew)
             }
+            Ok(None) => self.give_up(format!("{trouble}; {CUT_SHORT}")),
             Err(_) if self.shared.is_leaving() => self.end(State::Waiting, None),
             Err(error) => self.give_up(format!("{trouble}; {error}")),
         }

@@ -39,6 +39,8 @@ pub(super) mod io {
     const SIZE: usize = size_of::<IoCommand>();
     pub const FETCH_REQ: u32 = nix::request_code_readwrite!(b'u', 0x20, SIZE) as u32;
     pub const COMMIT_AND_FETCH_REQ: u32 = nix::request_code_readwrite!(b'u', 0x21, SIZE) as u32;
+    /// Of another driver's: this one refuses it, after it has looked at the queue.
+    pub const FOREIGN: u32 = nix::request_code_readwrite!(b'v', 0x20, SIZE) as u32;
 }
 
 /// `struct ublksrv_ctrl_cmd`.
@@ -155,6 +157,8 @@ impl Features {
     pub const USER_COPY: Self = Self(1 << 7);
     /// The pages of each request are registered before it is delivered (6.16).
     pub const AUTO_BUF_REG: Self = Self(1 << 11);
+    /// Each of a queue's tags may have a thread of its own (6.16).
+    pub const PER_IO_DAEMON: Self = Self(1 << 13);
 
     const NAMES: [(u32, &str); 19] = [
         (0, "zero-copy"),

@@ -15,7 +15,9 @@ mod requests;
 
 pub use abi::{DeviceState, Features, Parameters};
 pub use control::{Added, Control, Device, DeviceNumber};
-pub use requests::{Action, IoRequest, QueueNumber, Requests, Tag, commit, data_offset, fetch};
+pub use requests::{
+    Action, IoRequest, QueueNumber, Remains, Requests, Tag, commit, data_offset, fetch, inspect,
+};
 
 use std::io;
 

@@ -177,6 +177,37 @@ pub fn commit(queue: QueueNumber, tag: Tag, result: Result<u32, i32>) -> Operati
     command(abi::io::COMMIT_AND_FETCH_REQ, queue, tag, result)
 }
 
+/// How far a queue is that nobody serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remains {
+    /// A thread that has ended served it: a recovery can begin.
+    Served,
+    /// A recovery has begun, and no request was fetched.
+    Bare,
+    /// A recovery has begun, and whoever fetched requests has ended before all were.
+    Broken,
+}
+
+/// Asks how far the first tag of a queue is, and changes nothing: a command that is none of
+/// the driver's, which tells by the error that it ends with ([`Remains::of`]). For drivers
+/// without [`Features::PER_IO_DAEMON`](super::Features::PER_IO_DAEMON): the order of their
+/// checks is that of `__ublk_ch_uring_cmd`, kernel 6.12.
+pub fn inspect(queue: QueueNumber) -> Operation {
+    command(abi::io::FOREIGN, queue, Tag(0), 0)
+}
+
+impl Remains {
+    /// What the end of [`inspect`] tells; `None` for what it cannot end with.
+    pub fn of(ended: &io::Result<u32>) -> Option<Self> {
+        match ended.as_ref().err()?.raw_os_error()? {
+            libc::EINVAL => Some(Self::Served),
+            libc::EOPNOTSUPP => Some(Self::Bare),
+            libc::EBUSY => Some(Self::Broken),
+            _ => None,
+        }
+    }
+}
+
 fn command(code: u32, queue: QueueNumber, tag: Tag, result: i32) -> Operation {
     let command = IoCommand {
         q_id: queue.0,
