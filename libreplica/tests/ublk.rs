@@ -26,7 +26,8 @@ use libreplica::capture::ublk::{How, Started, State, UblkDevice, UblkSpec};
 use libreplica::geometry::BlockNumber;
 use libreplica::sys::memory::AlignedMemory;
 use ublk_rig::{
-    Fio, Front, SERVE, Server, VOLUME, climb, content, flushes, replay, serve, spec, take_all, wait,
+    CUT_SHORT, Fio, Front, SERVE, Server, VOLUME, climb, content, cut_short, flushes, replay,
+    serve, spec, take_all, wait,
 };
 
 fn main() -> ExitCode {
@@ -36,6 +37,11 @@ fn main() -> ExitCode {
     {
         serve(Path::new(disk), Path::new(folder));
         return ExitCode::SUCCESS;
+    }
+    if let [_, role, number, queues] = &arguments[..]
+        && role == CUT_SHORT
+    {
+        cut_short(number.parse().unwrap(), queues.parse().unwrap());
     }
     runner::run_on_the_bench(&[
         (
@@ -58,6 +64,10 @@ fn main() -> ExitCode {
         (
             "killed_ten_times_under_load_nothing_is_lost",
             killed_ten_times_under_load_nothing_is_lost,
+        ),
+        (
+            "a_takeover_that_was_cut_short_harms_nobody_else",
+            a_takeover_that_was_cut_short_harms_nobody_else,
         ),
         (
             "a_thread_that_fails_is_replaced",
@@ -299,7 +309,6 @@ fn killed_ten_times_under_load_nothing_is_lost() {
             "--bsrange=4k-32k",
             "--iodepth=32",
             "--size=16m",
-            "--rate=4m",
             offset,
         ];
         Fio::new(&node, &arguments).spawn()
@@ -338,6 +347,40 @@ fn killed_ten_times_under_load_nothing_is_lost() {
         assert!(!written || dirty.test(BlockNumber::new(number as u64)));
     }
     climb(&service);
+}
+
+fn a_takeover_that_was_cut_short_harms_nobody_else() {
+    load_driver();
+    let disk = Loop::new(16 * MIB);
+    let mut front = Front::new(&disk.path);
+    let number = front.device().status().number;
+    let cut = |front: &Front, queues: &str| {
+        front.device().stop(How::Detach).unwrap();
+        let mut died = Command::new(std::env::current_exe().unwrap());
+        let died = died.args([CUT_SHORT, &number.to_string(), queues]);
+        assert!(!died.status().unwrap().success());
+    };
+    let write = |node: &Path| {
+        let node = node.to_owned();
+        std::thread::spawn(move || open_direct(&node).write_all_at(aligned(6, 4096).as_slice(), 0))
+    };
+    // Before it has fetched anything.
+    cut(&front, "0");
+    let writer = write(front.node());
+    front.serve_again();
+    assert_eq!(front.device().started(), Started::TakenOver);
+    writer.join().unwrap().unwrap();
+    // After it has taken one of two queues.
+    assert_eq!(front.device().status().queues, 2);
+    cut(&front, "1");
+    let writer = write(front.node());
+    std::thread::sleep(Duration::from_millis(100));
+    front.serve_again();
+    assert!(writer.join().unwrap().is_err());
+    assert_eq!(front.device().started(), Started::Added);
+    let trouble = front.device().status().trouble.unwrap();
+    assert!(trouble.contains("in the midst"), "{trouble}");
+    write(front.node()).join().unwrap().unwrap();
 }
 
 fn a_thread_that_fails_is_replaced() {

@@ -20,6 +20,8 @@ use libreplica::capture::ublk::{How, Started, UblkDevice, UblkSpec};
 use libreplica::device::BlockDevice;
 use libreplica::id::VolumeId;
 use libreplica::policy::Mode;
+use libreplica::sys::ublk::{Control, DeviceNumber, QueueNumber, Tag, fetch};
+use libreplica::sys::uring::{Token, Uring, shared};
 use libreplica::units::{BlockSize, ByteLen};
 
 use crate::devices::run;
@@ -27,6 +29,8 @@ use crate::devices::run;
 pub const VOLUME: VolumeId = VolumeId::from_bytes([7; 16]);
 /// The argument with which the test program serves a volume.
 pub const SERVE: &str = "--serve";
+/// The argument with which it begins to take a device over and dies.
+pub const CUT_SHORT: &str = "--cut-short";
 
 pub fn spec(disk: &Path, folder: &Path) -> InlineSpec {
     let bytes = ByteLen::new(512 << 20);
@@ -200,6 +204,28 @@ pub fn serve(disk: &Path, folder: &Path) {
     };
     device.stop(how).unwrap();
     service.stop();
+}
+
+/// Begins to take a device over, fetches the requests of some of its queues, and dies.
+pub fn cut_short(number: u32, queues: u16) {
+    let control = Control::open().unwrap();
+    let number = DeviceNumber(number);
+    while control.begin_recovery(number).is_err() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let node = format!("/dev/ublkc{number}");
+    let file = File::options().read(true).write(true).open(node).unwrap();
+    let depth = control.device(number).unwrap().depth;
+    let mut ring = Uring::new(u32::from(depth)).unwrap();
+    let handle = ring.add(shared(file));
+    for queue in (0..queues).map(QueueNumber) {
+        for tag in (0..depth).map(Tag) {
+            ring.start(Token(u64::from(tag.0)), handle, fetch(queue, tag));
+        }
+        ring.submit(0).unwrap();
+        assert!(ring.ended().is_none());
+    }
+    run("kill", &["-KILL", &std::process::id().to_string()]);
 }
 
 /// fio on a device, in direct mode, with a checksum in each block that is read back in the end.
