@@ -84,9 +84,14 @@ impl Inline {
             Resumed::Begun | Resumed::AfterRestart { .. } => Past::MaybeAnother,
         };
         let cause = match resumed {
-            Resumed::AfterRestart { compared } => format!(
-                "the machine was restarted; {compared} bytes were being written and are compared"
-            ),
+            Resumed::AfterRestart { kept, compared } => {
+                let cause = format!(
+                    "the machine was restarted; {kept} bytes were not yet in the store, and \
+                     {compared} were being written or had been a moment before"
+                );
+                tracing::info!(volume = %config.id, "{cause}: they are read again");
+                cause
+            }
             _ => "the agent was started".to_owned(),
         };
         let service = Arc::new(service);

@@ -5,8 +5,10 @@
 //! cleared only when the store has the epoch. So at every instant the union of the three is
 //! all that was written since the last acknowledged epoch.
 //!
-//! After a loss of power the file holds what was flushed, and perhaps more. What it lacks
-//! then is in the activity log.
+//! After a loss of power the file holds what was flushed, and perhaps more: the kernel writes
+//! the pages of a mapped file when it likes, each for itself. So a bit is cleared in one
+//! bitmap because it is in another only once it is there durably. What the file lacks then is
+//! in the activity log.
 //!
 //! A fourth bitmap beside them says which blocks are undefined: given up by a discard and not
 //! written since. What the device reads there is no difference to the image, which has
@@ -56,6 +58,8 @@ pub struct Ledger {
     epoch: Bitmap,
     undefined: Bitmap,
     active: AtomicUsize,
+    #[cfg(test)]
+    flushes: AtomicUsize,
 }
 
 impl Ledger {
@@ -103,6 +107,7 @@ impl Ledger {
             ledger.undefined.clear();
         }
         ledger.reclaim();
+        ledger.forget_epoch();
         Ok((ledger, survived))
     }
 
@@ -135,6 +140,8 @@ impl Ledger {
             volume,
             geometry,
             active: AtomicUsize::new(0),
+            #[cfg(test)]
+            flushes: AtomicUsize::new(0),
         })
     }
 
@@ -195,32 +202,47 @@ impl Ledger {
     }
 
     /// Makes the other bitmap the live one; what was live is the round, and the epoch's.
-    /// The round before must be finished, and nobody may mark meanwhile.
+    /// The round before must be finished, or its blocks are dirty again; and nobody may mark
+    /// meanwhile.
     pub fn swap(&self) {
         let old = self.active.load(Ordering::Acquire);
-        debug_assert!(self.live[1 - old].is_empty(), "the last round is finished");
         self.active.store(1 - old, Ordering::Release);
         self.epoch.merge_from(&self.live[old]);
     }
 
-    /// The round has been dealt with; its blocks stay in the epoch.
+    /// The round has been dealt with; its blocks stay in the epoch. If they cannot be made
+    /// durable there, they stay in the round too, and are the next one's as well.
     pub fn finish_round(&self) {
-        self.round().clear();
+        if self.round().is_empty() {
+            return;
+        }
+        match self.flush() {
+            Ok(()) => self.round().clear(),
+            Err(error) => tracing::warn!("{error}"),
+        }
     }
 
-    /// The store has the epoch.
+    /// The store has the epoch, and with it the round.
     pub fn acknowledge(&self) {
-        self.finish_round();
+        self.round().clear();
         self.epoch.clear();
     }
 
-    /// The store will not get the epoch: all of it is dirty again.
+    /// The store will not get the epoch: all of it is dirty again. [`Self::forget_epoch`] is
+    /// to follow.
     pub fn reclaim(&self) {
         let live = self.live();
         live.merge_from(self.round());
         live.merge_from(&self.epoch);
-        self.finish_round();
-        self.epoch.clear();
+    }
+
+    /// After [`Self::reclaim`]: what is dirty again need not be the epoch's as well. If it
+    /// cannot be made durable before, it stays the epoch's too. Not beside a swap.
+    pub fn forget_epoch(&self) {
+        match self.flush() {
+            Ok(()) => self.acknowledge(),
+            Err(error) => tracing::warn!("{error}"),
+        }
     }
 
     /// How many blocks are not yet in the store.
@@ -239,6 +261,8 @@ impl Ledger {
     /// # Errors
     /// What the file system says.
     pub fn flush(&self) -> Result<()> {
+        #[cfg(test)]
+        self.flushes.fetch_add(1, Ordering::Relaxed);
         self.region
             .flush()
             .at("write the ledger of dirty blocks", &self.path)
@@ -323,4 +347,173 @@ fn check_header(
             )));
     }
     Ok(field(header, 40))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::geometry::BlockNumber;
+    use crate::units::{BlockSize, ByteLen, SectorSize, VolumeSize};
+
+    const VOLUME: VolumeId = VolumeId::from_bytes([5; 16]);
+    /// So large that each bitmap has pages of its own.
+    const BLOCKS: u64 = 200_000;
+    const PAGE: usize = 4096;
+
+    fn geometry() -> Geometry {
+        Geometry {
+            size: VolumeSize::new(BLOCKS * 4096),
+            block: BlockSize::MIN,
+            sector: SectorSize::B512,
+        }
+    }
+
+    fn block(number: u64) -> Extent {
+        Extent::new(ByteOffset::new(number * 4096), ByteLen::new(4096)).unwrap()
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Mark(u64),
+        Flush,
+        Swap,
+        FinishRound,
+        Acknowledge,
+        Reclaim,
+        ForgetEpoch,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            5 => prop::sample::select(vec![0, 70, 40_000, 199_999]).prop_map(Step::Mark),
+            2 => Just(Step::Flush),
+            3 => Just(Step::Swap),
+            3 => Just(Step::FinishRound),
+            1 => Just(Step::Acknowledge),
+            1 => Just(Step::Reclaim),
+        ]
+    }
+
+    /// A set of blocks, and those of them that were marked before the last flush.
+    #[derive(Default)]
+    struct Marks {
+        all: BTreeSet<u64>,
+        durable: BTreeSet<u64>,
+    }
+
+    impl Marks {
+        fn append(&mut self, other: &mut Self) {
+            self.all.append(&mut other.all);
+            self.durable.append(&mut other.durable);
+        }
+    }
+
+    /// A ledger, what it must know, and what the disk may have of it.
+    struct Machine {
+        folder: tempfile::TempDir,
+        ledger: Ledger,
+        live: Marks,
+        epoch: Marks,
+        /// The file as it was at each moment since the last flush.
+        versions: Vec<Vec<u8>>,
+    }
+
+    impl Machine {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let ledger = Ledger::create(&folder.path().join("l"), VOLUME, geometry()).unwrap();
+            let versions = vec![std::fs::read(folder.path().join("l")).unwrap()];
+            Self {
+                folder,
+                ledger,
+                live: Marks::default(),
+                epoch: Marks::default(),
+                versions,
+            }
+        }
+
+        fn step(&mut self, step: Step) {
+            let flushes = self.ledger.flushes.load(Ordering::Relaxed);
+            match step {
+                Step::Mark(number) => {
+                    self.ledger.mark(block(number));
+                    self.live.all.insert(number);
+                }
+                Step::Flush => {
+                    self.ledger.flush().unwrap();
+                    for marks in [&mut self.live, &mut self.epoch] {
+                        marks.durable = marks.all.clone();
+                    }
+                }
+                Step::Swap => {
+                    self.ledger.swap();
+                    self.epoch.append(&mut self.live);
+                }
+                Step::FinishRound => self.ledger.finish_round(),
+                Step::Acknowledge => {
+                    self.ledger.acknowledge();
+                    self.epoch = Marks::default();
+                }
+                Step::Reclaim => {
+                    self.ledger.reclaim();
+                    self.live.append(&mut self.epoch);
+                }
+                Step::ForgetEpoch => self.ledger.forget_epoch(),
+            }
+            // What flushes does so before it clears anything.
+            if self.ledger.flushes.load(Ordering::Relaxed) > flushes {
+                self.versions.drain(..self.versions.len() - 1);
+            }
+            let now = std::fs::read(self.folder.path().join("l")).unwrap();
+            self.versions.push(now);
+        }
+
+        /// What the next boot finds: of each page any version since the last flush.
+        fn cut(&self, mut pick: impl FnMut(usize) -> usize) -> (tempfile::TempDir, Ledger) {
+            let mut file = self.versions[0].clone();
+            for at in (HEADER..file.len()).step_by(PAGE) {
+                let version = &self.versions[pick(self.versions.len())];
+                let end = (at + PAGE).min(file.len());
+                file[at..end].copy_from_slice(&version[at..end]);
+            }
+            file[40..56].fill(1);
+            let crc = crc32fast::hash(&file[..CRC_AT]);
+            file[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("l");
+            std::fs::write(&path, file).unwrap();
+            let (ledger, survived) = Ledger::open(&path, VOLUME, geometry()).unwrap();
+            assert_eq!(survived, Survived::Flushed);
+            (folder, ledger)
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever the kernel had written of the mapped file when the power went: a block
+        /// that was marked before the last flush, and is not in the store, is dirty.
+        #[test]
+        fn what_was_flushed_outlives_a_loss_of_power(
+            steps in prop::collection::vec(step(), 1..60),
+            picks in prop::collection::vec(any::<prop::sample::Index>(), 64),
+        ) {
+            let mut machine = Machine::new();
+            for step in steps {
+                machine.step(step);
+                if matches!(step, Step::Reclaim) {
+                    machine.step(Step::ForgetEpoch);
+                }
+            }
+            let mut picks = picks.iter().cycle();
+            let (_folder, ledger) = machine.cut(|n| picks.next().unwrap().index(n));
+            for number in machine.live.durable.iter().chain(&machine.epoch.durable) {
+                prop_assert!(ledger.live().test(BlockNumber::new(*number)), "{number}");
+            }
+        }
+    }
 }

@@ -65,7 +65,9 @@ pub enum Resumed {
     Unbroken,
     /// The machine was restarted, orderly or not: what may differ is dirty.
     AfterRestart {
-        /// How much the activity log has added.
+        /// What the ledger had as dirty: changed, and not yet in the store.
+        kept: ByteLen,
+        /// The regions in the activity log: what may have been written besides.
         compared: ByteLen,
     },
 }
@@ -271,6 +273,7 @@ fn take_up(
     let resumed = match survived {
         Survived::All => Resumed::Unbroken,
         Survived::Flushed => {
+            let kept = ledger.dirty_blocks() * u64::from(geometry.block.get());
             let mut compared = 0;
             for extent in regions
                 .iter()
@@ -279,8 +282,10 @@ fn take_up(
                 ledger.mark(extent);
                 compared += extent.len().get();
             }
-            let compared = ByteLen::new(compared);
-            Resumed::AfterRestart { compared }
+            Resumed::AfterRestart {
+                kept: ByteLen::new(kept.min(geometry.size.get())),
+                compared: ByteLen::new(compared),
+            }
         }
     };
     device

@@ -216,6 +216,8 @@ impl Service {
         interceptor.ledger.reclaim();
         state.backlog.give_up();
         interceptor.mirror_mode(&state);
+        drop(state);
+        interceptor.ledger.forget_epoch();
     }
 
     /// Whether a block was discarded and not written since.
