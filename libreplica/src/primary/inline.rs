@@ -4,6 +4,7 @@
 //! the daemon does or the volume is unprotected.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::capture::inline::{InlineSpec, Kept, Limits, Resumed, Service};
@@ -15,8 +16,9 @@ use crate::policy::Mode;
 use crate::primary::config::{Capture, VolumeConfig};
 use crate::primary::environment::Environment;
 use crate::primary::since::Since;
-use crate::primary::status::VolumeStatus;
+use crate::primary::status::{LastError, VolumeStatus};
 use crate::primary::volume::locked;
+use crate::units::Timestamp;
 
 /// Entries without data that wait at most, in metadata mode.
 const ENTRIES: usize = 1 << 20;
@@ -45,6 +47,8 @@ pub struct Inline {
     shown: Option<BlockDevice>,
     /// Why the mode is what it is.
     mode_cause: Mutex<Option<String>>,
+    /// How many refused changes the status has been told of.
+    refused: AtomicU64,
 }
 
 /// What is known of the time before a capture began.
@@ -70,18 +74,20 @@ impl Inline {
         note: impl FnOnce(&str) -> Result<()>,
     ) -> Result<(Self, Past)> {
         let spec = spec(config, device, environment);
-        let kept = Service::look(&spec)?;
+        // First: what is found must not change any more.
+        let claim = Service::claim(&spec).map_err(|error| error.volume(config.id))?;
+        let kept = Service::look(&spec, &claim)?;
         if let Some(cause) = lost(&kept, device) {
             note(&cause)?;
         }
         if matches!(kept, Kept::Unusable(_)) {
             Service::forget(&spec)?;
         }
-        let started = Service::start(&spec);
+        let started = Service::start_on(&spec, claim);
         let (service, resumed) = started.map_err(|error| error.volume(config.id))?;
         let past = match resumed {
-            Resumed::Unbroken => Past::SameDisk,
-            Resumed::Begun | Resumed::AfterRestart { .. } => Past::MaybeAnother,
+            Resumed::Unbroken if !matches!(kept, Kept::Reattached) => Past::SameDisk,
+            _ => Past::MaybeAnother,
         };
         let cause = match resumed {
             Resumed::AfterRestart { kept, compared } => {
@@ -106,6 +112,7 @@ impl Inline {
             address,
             shown,
             mode_cause: Mutex::new(Some(cause)),
+            refused: AtomicU64::new(0),
         };
         Ok((inline, past))
     }
@@ -148,6 +155,23 @@ impl Inline {
         let bytes = self.service.dirty_blocks() * u64::from(self.service.geometry().block.get());
         status.dirty_bytes = bytes.min(self.service.geometry().size.get());
         status.address = Some(self.address.clone());
+        self.tell_refused(status);
+    }
+
+    /// Tells of changes that the device has refused since the last time.
+    fn tell_refused(&self, status: &mut VolumeStatus) {
+        let refused = self.service.counters().failed;
+        let new = refused - self.refused.swap(refused, Ordering::Relaxed);
+        if new == 0 {
+            return;
+        }
+        let error = Error::new(ErrorKind::Io, "write to the device")
+            .path(&status.device)
+            .detail(format!("it refused {new} changes; who made them was told"))
+            .advice("what it holds there is read back by itself; look at the disk");
+        tracing::warn!(volume = status.id, "{error}");
+        status.counters.writes_refused += new;
+        status.last_error = Some(LastError::new(&error, Timestamp::now()));
     }
 
     /// Ends the service of its users: what they have begun ends, what is dirty stays noted.
@@ -214,6 +238,11 @@ fn lost(kept: &Kept, device: &BlockDevice) -> Option<String> {
     };
     match kept {
         Kept::All => None,
+        Kept::Written(bytes) => Some(format!(
+            "the device was written to by somebody else while the agent did not serve it: \
+             {bytes} bytes at least"
+        )),
+        Kept::Reattached => Some("the device was gone and has come back".to_owned()),
         Kept::Nothing => Some("what capture kept of the volume is gone".to_owned()),
         Kept::Unusable(error) => Some(format!("what capture kept is not usable: {error}")),
         Kept::Flushed if written() > 0 => Some(

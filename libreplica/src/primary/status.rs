@@ -121,6 +121,9 @@ pub struct StatusCounters {
     pub freeze_ms_last: u64,
     /// Bytes read from the source and written to the store.
     pub bytes_shipped: u64,
+    /// Changes that the device refused, of one whose users go through the agent. They were
+    /// told; what the device holds there was, or will be, read back.
+    pub writes_refused: u64,
 }
 
 /// Logs of the store of which newer ones may have made much useless, and that wait to be

@@ -18,6 +18,7 @@ use crate::capture::inline::backlog::{Backlog, Change, Fall};
 use crate::capture::inline::copying::Copying;
 use crate::capture::inline::gate::{Admission, Flight, Gate, Hurdle};
 use crate::capture::inline::ledger::Ledger;
+use crate::capture::inline::traffic::Traffic;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::geometry::Geometry;
 use crate::sys::uring::Wake;
@@ -128,6 +129,7 @@ pub struct Interceptor {
     pub(super) path: PathBuf,
     pub(super) geometry: Geometry,
     pub(super) ledger: Ledger,
+    pub(super) traffic: Traffic,
     pub(super) state: Mutex<State>,
     /// The usher has something to do.
     pub(super) usher: Condvar,
@@ -149,6 +151,7 @@ impl Interceptor {
         path: PathBuf,
         geometry: Geometry,
         ledger: Ledger,
+        traffic: Traffic,
         backlog: Backlog,
     ) -> Self {
         Self {
@@ -156,6 +159,7 @@ impl Interceptor {
             path,
             geometry,
             ledger,
+            traffic,
             state: Mutex::new(State {
                 gate: Gate::default(),
                 backlog,

@@ -230,7 +230,14 @@ impl Lane {
 
     fn begin_change(&mut self, at: u32, admitted: Admitted) {
         if let Some(Some(slot)) = self.slots.get_mut(at as usize) {
-            slot.admitted = Some((admitted, slot.next_piece()));
+            let piece = slot.next_piece();
+            let traffic = &self.interceptor.traffic;
+            match slot.action {
+                Action::Write(_) | Action::Zeroes(..) => traffic.begin_write(piece.len()),
+                Action::Discard => traffic.begin_discard(piece.len()),
+                Action::Read | Action::Flush => {}
+            }
+            slot.admitted = Some((admitted, piece));
             self.pass_on(at);
         }
     }
@@ -390,6 +397,9 @@ impl Lane {
         slot.done = piece.end().get() - slot.extent.offset().get();
         let is_over = slot.done == slot.extent.len().get();
         let (interceptor, arena) = (&self.interceptor, &mut self.arena);
+        if !matches!(slot.action, Action::Discard) {
+            interceptor.traffic.end_write(piece.len());
+        }
         let mut copy = || {
             let all = slot
                 .buffer

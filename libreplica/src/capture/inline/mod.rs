@@ -7,6 +7,7 @@
 //!   gate          which change may begin, and which waits for what
 //!   ledger        dirty blocks, in a file that outlives the process
 //!   backlog       changes with their data, until they are shipped
+//!   traffic       what was written, by us and by whoever else
 //!   activity      regions being written, durable before the first write to them
 //!   copying       blocks of one moment that are read while writes go on
 //! usher         the thread that clears what changes wait for
@@ -28,6 +29,7 @@ mod ledger;
 mod request;
 mod service;
 mod stream;
+mod traffic;
 mod usher;
 
 pub use backlog::{Budget, Change, Entry, Fall, FallCause, Limits};
@@ -35,5 +37,5 @@ pub use errands::Errands;
 pub use interceptor::{InlineCounters, Interceptor};
 pub use lane::{Event, Lane, REQUEST_MAX};
 pub use request::{Cookie, Done, Durability, Errno, Request, Room};
-pub use service::{Entrance, InlineSpec, Kept, Resumed, Service};
+pub use service::{Claim, Entrance, InlineSpec, Kept, Resumed, Service};
 pub use stream::{Cut, Moment};

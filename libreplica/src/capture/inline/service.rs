@@ -11,8 +11,9 @@ use crate::capture::inline::errands::{self, Errands};
 use crate::capture::inline::interceptor::{Interceptor, lock};
 use crate::capture::inline::lane::Lane;
 use crate::capture::inline::ledger::{Ledger, Survived};
+use crate::capture::inline::traffic::{Traffic, Verdict};
 use crate::capture::inline::usher;
-use crate::device::{BlockDevice, OpenFor};
+use crate::device::{BlockDevice, Layers, OpenFor};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::geometry::Geometry;
 use crate::id::VolumeId;
@@ -50,11 +51,19 @@ pub enum Kept {
     Nothing,
     /// Every change, for the machine has run since.
     All,
+    /// The same, but so much was written to the device by somebody else meanwhile, at least.
+    Written(ByteLen),
+    /// The same, but the device was gone meanwhile.
+    Reattached,
     /// What was durable when the machine was restarted, orderly or not.
     Flushed,
     /// Something that cannot be trusted.
     Unusable(Error),
 }
+
+/// The device, taken for ourselves: nobody can mount it, or claim it otherwise.
+#[derive(Debug)]
+pub struct Claim(File);
 
 /// What was found of an earlier process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,26 +101,46 @@ impl Service {
     /// [`ErrorKind::Foreign`] if what was kept is not usable: then remove it with
     /// [`Self::forget`], begin anew, and compare the whole volume.
     pub fn start(spec: &InlineSpec) -> Result<(Self, Resumed)> {
+        Self::start_on(spec, Self::claim(spec)?)
+    }
+
+    /// Takes the device for itself.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if the device is mounted or held by somebody, who is named;
+    /// [`ErrorKind::Vanished`], [`ErrorKind::Resized`].
+    pub fn claim(spec: &InlineSpec) -> Result<Claim> {
         spec.disk.still_there()?;
-        let geometry = spec.geometry();
-        let device = spec.disk.open_node(OpenFor::Ownership).map_err(|error| {
-            let busy = error.kind() == ErrorKind::Busy;
-            let advice = "unmount it, and stop what uses it: its users go through the agent now";
-            if busy { error.advice(advice) } else { error }
-        })?;
+        let opened = spec.disk.open_node(OpenFor::Ownership);
+        opened.map(Claim).map_err(|error| match error.kind() {
+            ErrorKind::Busy => in_use(&spec.disk, error),
+            _ => error,
+        })
+    }
+
+    /// As [`Self::start`], on a device that was claimed. What [`Self::look`] found is not found
+    /// again.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_on(spec: &InlineSpec, claim: Claim) -> Result<(Self, Resumed)> {
+        let (geometry, Claim(device)) = (spec.geometry(), claim);
         let (ledger, log, resumed) = take_up(spec, geometry, &device)?;
+        let traffic = Traffic::open(&traffic_path(spec))?;
+        traffic.settle(&spec.disk)?;
         let backlog = Backlog::new(spec.limits.clone());
         let path = spec.disk.node().to_owned();
-        let interceptor = Interceptor::new(device, path, geometry, ledger, backlog);
+        let interceptor = Interceptor::new(device, path, geometry, ledger, traffic, backlog);
         let service = Self::launch(Arc::new(interceptor), log, spec)?;
         Ok((service, resumed))
     }
 
-    /// What an earlier process has kept. Nothing is changed.
+    /// What an earlier process has kept of a device that was claimed, and what has happened to
+    /// it since. Nothing is changed.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn look(spec: &InlineSpec) -> Result<Kept> {
+    pub fn look(spec: &InlineSpec, _: &Claim) -> Result<Kept> {
         let (ledger, log) = (ledger_path(spec), log_path(spec));
         if !ledger.exists() && !log.exists() {
             return Ok(Kept::Nothing);
@@ -119,7 +148,14 @@ impl Service {
         let seen = Ledger::look(&ledger, spec.volume, spec.geometry())
             .and_then(|survived| ActivityFile::open(&log, spec.volume).map(|_| survived));
         match seen {
-            Ok(Survived::All) => Ok(Kept::All),
+            Ok(Survived::All) => {
+                let traffic = Traffic::open(&traffic_path(spec))?;
+                Ok(match traffic.verdict(&spec.disk)? {
+                    Verdict::Ours | Verdict::Unknown => Kept::All,
+                    Verdict::Foreign(bytes) => Kept::Written(bytes),
+                    Verdict::OtherDisk => Kept::Reattached,
+                })
+            }
             Ok(Survived::Flushed) => Ok(Kept::Flushed),
             Err(error) if error.kind() == ErrorKind::Io => Err(error),
             Err(error) => Ok(Kept::Unusable(error)),
@@ -131,7 +167,7 @@ impl Service {
     /// # Errors
     /// What the file system says.
     pub fn forget(spec: &InlineSpec) -> Result<()> {
-        for path in [ledger_path(spec), log_path(spec)] {
+        for path in [ledger_path(spec), log_path(spec), traffic_path(spec)] {
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(error).at("remove what capture kept", path);
@@ -155,7 +191,8 @@ impl Service {
             disk: spec.disk.clone(),
             copy_limit: spec.limits.bytes,
         };
-        let ushering = builder("usher").spawn(move || usher::run(&interceptor, log));
+        let disk = spec.disk.clone();
+        let ushering = builder("usher").spawn(move || usher::run(&interceptor, log, &disk));
         lock(&service.threads).push(ushering.at("start a thread", &path)?);
         Ok(service)
     }
@@ -246,12 +283,33 @@ impl Entrance {
     }
 }
 
+/// Names who has the device that cannot be had.
+fn in_use(disk: &BlockDevice, error: Error) -> Error {
+    let advice = "unmount it, and stop what uses it: its users go through the agent now";
+    let mounts = Layers::above(&[disk]).ok();
+    let mounted = mounts
+        .as_ref()
+        .and_then(|layers| layers.filesystems().first());
+    let error = match mounted {
+        Some(filesystem) => {
+            let at = filesystem.mount_point().display();
+            error.detail(format!("it is mounted on {at}"))
+        }
+        None => error,
+    };
+    error.advice(advice)
+}
+
 fn ledger_path(spec: &InlineSpec) -> PathBuf {
     spec.folder.join("dirty")
 }
 
 fn log_path(spec: &InlineSpec) -> PathBuf {
     spec.folder.join("activity")
+}
+
+fn traffic_path(spec: &InlineSpec) -> PathBuf {
+    spec.folder.join("traffic")
 }
 
 /// Opens or makes what is kept of a volume. After a restart of the machine, what the activity

@@ -14,6 +14,7 @@ use crate::capture::inline::activity_file::ActivityFile;
 use crate::capture::inline::backlog::Change;
 use crate::capture::inline::gate::{Admission, Hurdle};
 use crate::capture::inline::interceptor::{Interceptor, Owner, State, lock};
+use crate::device::BlockDevice;
 use crate::error::{IoContext, Result};
 use crate::geometry::{BlockNumber, Run};
 use crate::sys::memory::AlignedMemory;
@@ -36,7 +37,7 @@ enum Job {
 }
 
 /// Runs until the interceptor stops.
-pub(super) fn run(interceptor: &Arc<Interceptor>, mut log: ActivityFile) {
+pub(super) fn run(interceptor: &Arc<Interceptor>, mut log: ActivityFile, disk: &BlockDevice) {
     let mut look_for_idle = Instant::now() + QUIET;
     let mut not_before = Instant::now();
     let mut state = lock(&interceptor.state);
@@ -48,7 +49,7 @@ pub(super) fn run(interceptor: &Arc<Interceptor>, mut log: ActivityFile) {
         let mut job = (now >= not_before).then(|| next_job(&mut state)).flatten();
         if job.is_none() && now >= look_for_idle {
             look_for_idle = now + QUIET;
-            job = idle_regions(&mut state);
+            job = Some(Job::Quiet(idle_regions(&mut state)));
         }
         let Some(job) = job else {
             let pause = look_for_idle.saturating_duration_since(now).min(AGAIN);
@@ -57,7 +58,7 @@ pub(super) fn run(interceptor: &Arc<Interceptor>, mut log: ActivityFile) {
             continue;
         };
         drop(state);
-        if let Err(error) = perform(interceptor, &mut log, job) {
+        if let Err(error) = perform(interceptor, &mut log, disk, job) {
             tracing::warn!("{error}");
             lock(&interceptor.state).trouble = Some(error.to_string());
             not_before = Instant::now() + AGAIN;
@@ -65,18 +66,19 @@ pub(super) fn run(interceptor: &Arc<Interceptor>, mut log: ActivityFile) {
         state = lock(&interceptor.state);
     }
     drop(state);
-    leave_clean(interceptor, &mut log);
+    leave_clean(interceptor, &mut log, disk);
 }
 
 /// Nothing is under way any more: with device and bits durable, no region is active.
-fn leave_clean(interceptor: &Interceptor, log: &mut ActivityFile) {
+fn leave_clean(interceptor: &Interceptor, log: &mut ActivityFile, disk: &BlockDevice) {
     let flushed = interceptor
         .device
         .sync_data()
         .at("flush the device", &interceptor.path);
     let left = flushed
         .and_then(|()| interceptor.ledger.flush())
-        .and_then(|()| log.write(&[]));
+        .and_then(|()| log.write(&[]))
+        .and_then(|()| interceptor.traffic.settle_if(disk, || true));
     if let Err(error) = left {
         tracing::warn!("{error}");
     }
@@ -96,10 +98,9 @@ fn next_job(state: &mut State) -> Option<Job> {
 }
 
 /// The regions that nobody has written for a while.
-fn idle_regions(state: &mut State) -> Option<Job> {
+fn idle_regions(state: &mut State) -> Vec<Region> {
     state.activity.tick();
-    let idle = state.activity.idle_regions();
-    (!idle.is_empty()).then_some(Job::Quiet(idle))
+    state.activity.idle_regions()
 }
 
 /// The blocks that a waiting change needs copied first.
@@ -109,7 +110,12 @@ fn next_copy(state: &State) -> Option<Run> {
     held.find_map(|extent| copying.first_pending(extent))
 }
 
-fn perform(interceptor: &Interceptor, log: &mut ActivityFile, job: Job) -> Result<()> {
+fn perform(
+    interceptor: &Interceptor,
+    log: &mut ActivityFile,
+    disk: &BlockDevice,
+    job: Job,
+) -> Result<()> {
     match job {
         Job::Activity(Step::Write(set)) => {
             log.write(&set)?;
@@ -123,6 +129,11 @@ fn perform(interceptor: &Interceptor, log: &mut ActivityFile, job: Job) -> Resul
         Job::Activity(Step::Retire(regions)) => retire(interceptor, &regions)?,
         Job::Activity(Step::Rest | Step::Wait) => {}
         Job::Quiet(regions) => {
+            let is_quiet = || lock(&interceptor.state).gate.is_empty();
+            interceptor.traffic.settle_if(disk, is_quiet)?;
+            if regions.is_empty() {
+                return Ok(());
+            }
             retire(interceptor, &regions)?;
             let remaining = lock(&interceptor.state).activity.remaining();
             log.write(&remaining)?;
