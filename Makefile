@@ -6,7 +6,7 @@ CARGO ?= cargo
 
 # The numbers that the long tests run with. A plain `make test` uses smaller ones: see
 # "The tests' numbers" in CONTRIBUTING.md.
-LONG_NUMBERS = REPLICA_CASES=500 REPLICA_KILLS=20 REPLICA_CONTINUES=1000
+LONG_NUMBERS = REPLICA_CASES=500 REPLICA_KILLS=20 REPLICA_CONTINUES=1000 REPLICA_CUTS=200
 
 .PHONY: help
 help: ## list the targets
