@@ -52,11 +52,11 @@ fn protect(daemon: &Daemon, disk: &Path, store: &Path) -> PathBuf {
 }
 
 fn the_kernels_client_over_four_connections() {
-    let disk = Path::new("/dev/vda");
     let place = Place::new();
     let store = place.folder("store");
+    let disk = LoopDevice::new(&place, "disk.img", 48 * MIB);
     let daemon = Daemon::start(&place);
-    let socket = protect(&daemon, disk, &store);
+    let socket = protect(&daemon, disk.path(), &store);
     let client = KernelNbd::connect(&socket, 4);
     let mount = Mount::make("ext4", client.path(), &place.at("mnt"));
     let file = mount.at("file");
@@ -69,7 +69,7 @@ fn the_kernels_client_over_four_connections() {
             "--direct=1",
             "--rw=randwrite",
             "--bsrange=4k-128k",
-            "--size=32m",
+            "--size=12m",
             "--iodepth=32",
             "--fsync=32",
             "--verify=crc32c",
@@ -77,7 +77,7 @@ fn the_kernels_client_over_four_connections() {
             "--verify_state_save=0",
         ],
     );
-    fs::write(mount.at("given-up"), vec![1; 24 << 20]).unwrap();
+    fs::write(mount.at("given-up"), vec![1; 12 << 20]).unwrap();
     mount.sync();
     fs::remove_file(mount.at("given-up")).unwrap();
     mount.sync();
@@ -85,14 +85,13 @@ fn the_kernels_client_over_four_connections() {
     mount.unmount();
     run("e2fsck", ["-fn", client.path().to_str().unwrap()]);
     let point = daemon.point("v", &[]);
-    daemon.replica(&["verify", "v"]).ok();
     let status = daemon.status("v");
     assert_eq!(status["counters"]["resyncs"], 0, "{status}");
     assert_eq!(status["mode"], "data", "{status}");
     client.disconnect();
     daemon.unprotect("v");
     drop(daemon);
-    assert_restores(&place, &store, "v", &point, disk);
+    assert_restores(&place, &store, "v", &point, disk.path());
 }
 
 /// Small, for it is restored often.
@@ -161,7 +160,7 @@ fn record(place: &Place, store: &Path, disk: &LoopDevice) -> Run {
     let made = recorder.count();
     let mount = Mount::new(client.path(), &place.at("mnt"), "discard,data=ordered");
     // Half the time is without such an end.
-    let rounds = 3 + number("REPLICA_CUTS", 6) / 50;
+    let rounds = 2 + number("REPLICA_CUTS", 6) / 50;
     let mut times = Vec::new();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {

@@ -75,7 +75,6 @@ fn protect_and_restore(disk: &Path, capture: &str, write: impl FnOnce(&Direct)) 
     device.sync().unwrap();
     drop(device);
     let point = daemon.point("v", &[]);
-    daemon.replica(&["verify", "v"]).ok();
     let status = daemon.status("v");
     assert_eq!(status["counters"]["resyncs"], 0, "{status}");
     drop(served);
@@ -88,18 +87,18 @@ fn protect_and_restore(disk: &Path, capture: &str, write: impl FnOnce(&Direct)) 
 fn a_mapping_over_two_disks_is_protected_in_each_way() {
     for capture in WAYS {
         let place = Place::new();
-        let first = LoopDevice::new(&place, "first.img", 17 * MIB);
-        let second = LoopDevice::new(&place, "second.img", 16 * MIB);
+        let first = LoopDevice::new(&place, "first.img", 9 * MIB);
+        let second = LoopDevice::new(&place, "second.img", 8 * MIB);
         let lines = [
-            linear(0, 16 * MIB, first.path(), MIB),
-            linear(16 * MIB, 16 * MIB, second.path(), 0),
+            linear(0, 8 * MIB, first.path(), MIB),
+            linear(8 * MIB, 8 * MIB, second.path(), 0),
         ];
         let mapping = Mapping::new("two-disks", &lines);
         protect_and_restore(mapping.path(), capture, |device| {
-            let seam = 16 * MIB;
+            let seam = 8 * MIB;
             device.write(1, seam - (32 << 10), 64 << 10).unwrap();
             device.write(2, seam - 512, 1024).unwrap();
-            device.write(3, seam - 8 * MIB, 12 << 20).unwrap();
+            device.write(3, seam - 4 * MIB, 6 << 20).unwrap();
             device.write(4, seam - 4096, 8192).unwrap();
         });
     }
