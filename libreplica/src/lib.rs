@@ -11,6 +11,7 @@ pub mod geometry;
 pub mod key_file;
 pub mod policy;
 pub mod primary;
+pub mod spool;
 pub mod store;
 pub mod sys;
 pub mod time;
