@@ -153,7 +153,8 @@ pub struct ProtectArgs {
     /// be repeated
     #[arg(long, value_name = "PARTITION|RANGE")]
     pub exclude: Vec<String>,
-    /// Where logs wait when the store falls behind (not used by ebpf capture yet)
+    /// Where changes wait when the store falls behind, in inline capture [default: the state
+    /// folder]
     #[arg(long, value_name = "DIR")]
     pub spool: Option<PathBuf>,
     /// Leave out other disks that belong to the same volume group, array or filesystem; and

@@ -19,11 +19,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use libreplica::capture::inline::{Budget, InlineSpec, Limits, Service};
+use libreplica::capture::inline::{self, Budget, InlineSpec, Limits, Service};
 use libreplica::capture::nbd::{NbdOptions, NbdServer, NoContexts};
 use libreplica::device::BlockDevice;
 use libreplica::id::VolumeId;
-use libreplica::units::{BlockSize, ByteLen};
+use libreplica::policy::Mode;
+use libreplica::units::{BlockSize, ByteLen, Sequence};
 use replica_bench::{Numbers, noise};
 
 const SIZE: u64 = 512 << 20;
@@ -231,23 +232,31 @@ fn serve(device: &str, socket: &str) {
         block: BlockSize::MIN,
         limits: Limits {
             bytes,
-            entries: 100_000,
+            extents: 1000,
             shared: Arc::new(Budget::new(bytes)),
         },
     };
     let (service, _) = Service::start(&spec).unwrap();
     Service::moment(&[&service]).unwrap();
     service.end_moment();
-    service.finish_round();
+    service.moment_is_stored();
     service.acknowledge();
     let options = NbdOptions::new(socket);
     let _server = NbdServer::start(service.entrance(), options, Arc::new(NoContexts)).unwrap();
     loop {
         service.wait(Duration::from_millis(100));
-        let mut cut = service.end_now();
-        while cut.entries > 0 && service.take(&mut cut, ByteLen::new(4 << 20)).is_some() {}
-        assert!(
-            service.falls().is_empty(),
+        let cut = service.end_now();
+        while let inline::Read::Changes(entries) = service.read(&cut, ByteLen::new(4 << 20))
+            && !entries.is_empty()
+        {
+            let read = cut.at(Sequence::new(
+                service.stored_up_to().get() + entries.len() as u64,
+            ));
+            service.stored(&read);
+        }
+        assert_eq!(
+            service.waiting().mode,
+            Mode::Data,
             "the backlog was not taken in time"
         );
     }

@@ -9,134 +9,21 @@
 )]
 
 mod devices;
+mod lanes;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use devices::{Loop, Random, StopAtEnd, cases, extent, open_direct};
+use lanes::*;
 use libreplica::capture::inline::{
-    Budget, Change, Cookie, Done, Durability, Entrance, Entry, Errno, Event, InlineSpec, Lane,
-    Limits, Moment, Request, Resumed, Room, Service,
+    Change, Cookie, Durability, Entrance, Errno, Event, Moment, Request, Resumed, Room, Service,
 };
-use libreplica::device::BlockDevice;
 use libreplica::geometry::BlockNumber;
-use libreplica::id::VolumeId;
-use libreplica::policy::Mode;
 use libreplica::sys::memory::AlignedMemory;
-use libreplica::sys::uring::Part;
-use libreplica::units::{BlockSize, ByteLen};
-
-const MIB: u64 = 1 << 20;
-
-fn limits(bytes: u64) -> Limits {
-    Limits {
-        bytes: ByteLen::new(bytes),
-        entries: 1000,
-        shared: Arc::new(Budget::new(ByteLen::new(bytes))),
-    }
-}
-
-fn spec(disk: &Loop, folder: &Path, bytes: u64) -> InlineSpec {
-    InlineSpec {
-        folder: folder.to_owned(),
-        volume: VolumeId::from_bytes([7; 16]),
-        disk: BlockDevice::open(&disk.path).unwrap(),
-        block: BlockSize::MIN,
-        limits: limits(bytes),
-    }
-}
-
-fn part(fill: &[u8]) -> Part {
-    let mut memory = AlignedMemory::new(fill.len()).unwrap();
-    memory.as_mut_slice()[..fill.len()].copy_from_slice(fill);
-    Part::first(memory, fill.len())
-}
-
-/// Serves a lane until `wanted` requests have ended.
-fn finish(lane: &mut Lane, wanted: usize) -> Vec<Done> {
-    let mut done = Vec::new();
-    while done.len() < wanted {
-        lane.turn().unwrap();
-        while let Some(event) = lane.event() {
-            match event {
-                Event::Done(one) => done.push(one),
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-    done
-}
-
-fn one(lane: &mut Lane, request: Request) -> Done {
-    lane.begin(Cookie(1), request);
-    finish(lane, 1).pop().unwrap()
-}
-
-fn write(lane: &mut Lane, offset: u64, data: &[u8]) -> Result<(), Errno> {
-    let request = Request::Write {
-        from: part(data),
-        extent: extent(offset, data.len() as u64),
-        durability: Durability::Cached,
-    };
-    one(lane, request).result
-}
-
-/// Begins data mode: the moment of what is dirty is read and thrown away.
-fn climb(service: &Service) {
-    let (_, moments) = Service::moment(&[service]).unwrap();
-    assert_eq!(moments, [Moment::Blocks]);
-    service.end_moment();
-    service.finish_round();
-    service.acknowledge();
-    assert_eq!(service.waiting().mode, Mode::Data);
-}
-
-fn take_all(service: &Service) -> Vec<Entry> {
-    let mut cut = service.end_now();
-    service.take(&mut cut, ByteLen::new(u64::MAX)).unwrap()
-}
-
-/// The entries up to a cut. It is refused until what discards have left within blocks, and
-/// failed writes, has been read back.
-fn next_cut(service: &Service) -> Vec<Entry> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        match Service::moment(&[service]) {
-            Ok((_, moments)) => {
-                let Moment::Stream(mut cut) = moments[0] else {
-                    panic!("not in data mode")
-                };
-                return service.take(&mut cut, ByteLen::new(u64::MAX)).unwrap();
-            }
-            Err(error) => {
-                assert_eq!(error.kind(), libreplica::ErrorKind::State);
-                assert!(Instant::now() < deadline, "{error}");
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-    }
-}
-
-fn replay(image: &mut [u8], entries: &[Entry]) {
-    for entry in entries {
-        let range = entry.extent.offset().get() as usize..entry.extent.end().get() as usize;
-        match &entry.change {
-            Change::Write(data) => image[range].copy_from_slice(data),
-            Change::Zeroes | Change::Discard => image[range].fill(0),
-            Change::Unread => panic!("without data: {entry:?}"),
-        }
-    }
-}
-
-fn content(disk: &Loop) -> Vec<u8> {
-    std::fs::read(&disk.file).unwrap()
-}
-
 #[test]
 fn each_request_does_what_it_says() {
     let disk = Loop::new(16 * MIB);
@@ -396,11 +283,19 @@ fn a_moment_is_one_while_writes_go_on() {
             std::thread::sleep(Duration::from_millis(5));
             let before: Vec<_> = last.iter().map(|n| n.load(Ordering::Acquire)).collect();
             // Data mode would be an end in the stream: begin each round without it.
-            service.reclaim();
+            service.give_up("another round begins");
             let (_, moments) = Service::moment(&[&service]).unwrap();
-            assert_eq!(moments, [Moment::Blocks]);
+            let Moment::Blocks(moment) = &moments[0] else {
+                panic!("in data mode")
+            };
             let after: Vec<_> = last.iter().map(|n| n.load(Ordering::Acquire)).collect();
-            let blocks: Vec<u64> = service.round().runs().flat_map(|run| run.range()).collect();
+            let mut blocks = Vec::new();
+            while let Some(run) = moment.next_run(
+                BlockNumber::new(blocks.last().map_or(0, |n| n + 1)),
+                u64::MAX >> 1,
+            ) {
+                blocks.extend(run.range());
+            }
             // From the end, so that many are written before they are read.
             for n in blocks.into_iter().rev() {
                 let block = &mut image[n as usize * 4096..][..4096];
@@ -409,7 +304,7 @@ fn a_moment_is_one_while_writes_go_on() {
                 service.take_block(BlockNumber::new(n), block).unwrap();
             }
             service.end_moment();
-            service.finish_round();
+            service.moment_is_stored();
             service.acknowledge();
             let found = last_numbers(&image, WRITERS, slots);
             for (writer, number) in found.iter().enumerate() {
@@ -422,7 +317,6 @@ fn a_moment_is_one_while_writes_go_on() {
             let entries = next_cut(&service);
             replay(&mut image, &entries);
             last_numbers(&image, WRITERS, slots);
-            service.finish_round();
             service.acknowledge();
         }
         saved += service.counters().copied_out_of_turn;
@@ -436,34 +330,6 @@ fn read_direct(device: &File, offset: u64, to: &mut [u8]) {
     let buffer = &mut memory.as_mut_slice()[..len];
     device.read_exact_at(buffer, offset).unwrap();
     to.copy_from_slice(buffer);
-}
-
-#[test]
-fn a_full_buffer_lowers_the_mode_and_no_write_waits_for_the_shipper() {
-    let disk = Loop::new(64 * MIB);
-    let folder = tempfile::tempdir().unwrap();
-    let (service, _) = Service::start(&spec(&disk, folder.path(), MIB)).unwrap();
-    climb(&service);
-    let cut = service.end_now();
-    let mut lane = service.lane(8).unwrap();
-    let began = Instant::now();
-    for n in 0..2000 {
-        write(&mut lane, n * 4096, &[n as u8; 4096]).unwrap();
-    }
-    assert!(began.elapsed() < Duration::from_secs(60));
-    let waiting = service.waiting();
-    assert_eq!(waiting.mode, Mode::Bitmap);
-    assert_eq!((waiting.entries, waiting.held.get()), (0, 0));
-    let falls = service.falls();
-    assert_eq!(
-        falls.iter().map(|fall| fall.to).collect::<Vec<_>>(),
-        [Mode::Metadata, Mode::Bitmap]
-    );
-    assert_eq!(service.take(&mut cut.clone(), ByteLen::new(1)), None);
-    assert_eq!(service.dirty_blocks(), 2000);
-    climb(&service);
-    write(&mut lane, 0, &[5; 512]).unwrap();
-    assert_eq!(take_all(&service).len(), 1);
 }
 
 #[test]
@@ -552,14 +418,13 @@ fn what_waits_at_a_moment_is_dirty_after_it() {
     second.begin(Cookie(2), request(2));
     let (_, moments) = Service::moment(&[&service]).unwrap();
     assert!(matches!(moments[0], Moment::Stream(_)));
-    service.finish_round();
     service.acknowledge();
     // Before they have reached the device: nobody may be there any more when they do.
     let dirty = service.dirty_blocks();
     finish(&mut first, 1);
     finish(&mut second, 1);
     assert_eq!(dirty, 2);
-    service.reclaim();
+    service.give_up("for the test");
     let still = |n| service.pending().test(BlockNumber::new(n));
     assert!(
         still(0) && still(1),

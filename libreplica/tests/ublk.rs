@@ -158,7 +158,6 @@ fn each_request_arrives_as_it_was_made() {
                 Change::Write(_) => 'w',
                 Change::Zeroes => 'z',
                 Change::Discard => 'd',
-                Change::Unread => '?',
             };
             (kind, entry.extent.offset().get(), entry.extent.len().get())
         })

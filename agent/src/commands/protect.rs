@@ -50,9 +50,9 @@ pub fn run(daemon: &DaemonArgs, args: ProtectArgs) -> Result<ExitCode, Failure> 
             socket: daemon.socket.clone(),
         });
     };
-    if let Some(spool) = &spool {
+    if let (Some(spool), None) = (&spool, &address) {
         eprintln!(
-            "replica: note: --spool {}: ebpf capture does not use it yet: what waits for the \
+            "replica: note: --spool {}: ebpf capture does not use it: what waits for the \
              store waits in the dirty bitmap",
             spool.display()
         );

@@ -68,7 +68,24 @@ fn print_volume(volume: &VolumeStatus) -> std::io::Result<()> {
         volume.state.as_str(),
         cause.unwrap_or_default()
     )?;
-    writeln!(out, "  capture  {}, {} mode", volume.capture, volume.mode)?;
+    let cause = volume
+        .mode_cause
+        .as_deref()
+        .map(|cause| format!(": {cause}"));
+    writeln!(
+        out,
+        "  capture  {}, {} mode{}",
+        volume.capture,
+        volume.mode,
+        cause.unwrap_or_default()
+    )?;
+    if volume.buffered_bytes + volume.spooled_bytes > 0 {
+        let (memory, spool) = (
+            output::bytes(volume.buffered_bytes),
+            output::bytes(volume.spooled_bytes),
+        );
+        writeln!(out, "  waiting  {memory} in memory, {spool} in the spool")?;
+    }
     if let Some(resync) = &volume.resync {
         let share = resync.bytes_done * 100 / resync.bytes_total.max(1);
         let (done, total) = (

@@ -8,6 +8,7 @@
 
 mod bad_device;
 mod bad_store;
+mod behind;
 mod contract;
 mod control;
 mod daemons;

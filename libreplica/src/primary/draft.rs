@@ -7,7 +7,6 @@ use hrl_format::RecordOrder;
 use hrl_format::record::{Record, Root, Tag};
 use hrl_format::units::{ByteLen, Extent, Timestamp};
 
-use crate::capture::inline::{Change, Entry};
 use crate::digest::{DigestTree, Leaf, LeafFunction};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{BlockNumber, Geometry, Run};
@@ -104,33 +103,59 @@ impl EpochDraft {
         Ok(())
     }
 
+    /// Takes `data`, read from `extent` as [`Self::add`] has it, of which only `parts` may
+    /// differ from what the image holds; those go into the log.
+    ///
+    /// # Errors
+    /// When the log cannot be written.
+    pub fn add_parts(
+        &mut self,
+        geometry: &Geometry,
+        function: &LeafFunction,
+        (extent, data): (Extent, &[u8]),
+        parts: &[Extent],
+    ) -> Result<()> {
+        let block = u64::from(geometry.block.get());
+        let first = extent.offset().get() / block;
+        for (n, bytes) in (first..).zip(data.chunks(block as usize)) {
+            let number = BlockNumber::new(n);
+            let leaf = function.leaf(number, bytes);
+            self.leaves.insert(number, Some(leaf));
+        }
+        for part in parts.iter().filter_map(|part| part.intersect(extent)) {
+            let start = (part.offset().get() - extent.offset().get()) as usize;
+            let bytes = &data[start..start + part.len().get() as usize];
+            let piece = Piece {
+                extent: part,
+                content: Content::of(function, bytes),
+            };
+            self.append(&piece, extent, data)?;
+            self.shipped += part.len().get();
+        }
+        Ok(())
+    }
+
     /// Takes a change in the order in which it completed, with its time. What it leaves of a
     /// block that it does not cover whole is not known.
     ///
     /// # Errors
-    /// When the log cannot be written; [`ErrorKind::State`] for a change whose data was not
-    /// kept.
+    /// When the log cannot be written.
     pub fn change(
         &mut self,
         geometry: &Geometry,
         function: &LeafFunction,
-        entry: &Entry,
+        record: &Record<&[u8]>,
+        time: Timestamp,
     ) -> Result<()> {
-        let extent = entry.extent;
-        let record = match &entry.change {
-            Change::Write(data) => Record::Write {
-                extent,
-                data: &data[..],
-            },
-            Change::Zeroes => Record::Zeroes { extent },
-            Change::Discard => Record::Discard { extent },
-            Change::Unread => {
-                return Err(Error::new(ErrorKind::State, "write to the epoch's log")
-                    .offset(extent.offset())
-                    .detail("the change's data was not kept"));
+        let (extent, data) = match record {
+            Record::Write { extent, data } => (*extent, Some(*data)),
+            Record::Zeroes { extent } | Record::Discard { extent } => (*extent, None),
+            Record::Tag(_) | Record::Resize { .. } => {
+                return Err(Error::new(ErrorKind::Invalid, "write to the epoch's log")
+                    .detail("a mark among the changes"));
             }
         };
-        self.log()?.append(&record, entry.time)?;
+        self.log()?.append(record, time)?;
         self.shipped += extent.len().get();
         let Some(run) = geometry.run_of(extent) else {
             return Ok(());
@@ -140,14 +165,14 @@ impl EpochDraft {
             let end = BlockNumber::new(n + 1);
             let block = geometry.extent_of(Run { start: number, end });
             let is_whole = block.intersect(extent) == Some(block);
-            let leaf = match &entry.change {
+            let leaf = match data {
                 _ if !is_whole => None,
-                Change::Write(data) => {
+                Some(data) => {
                     let start = (block.offset().get() - extent.offset().get()) as usize;
                     let bytes = &data[start..start + block.len().get() as usize];
                     Some(function.leaf(number, bytes))
                 }
-                _ => Some(function.zero_leaf(number, block.len())),
+                None => Some(function.zero_leaf(number, block.len())),
             };
             self.leaves.insert(number, leaf);
         }

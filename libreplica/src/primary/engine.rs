@@ -236,7 +236,7 @@ impl Primary {
     /// Takes everything of a volume whose thread has ended out of kernel and state folder.
     fn release(&self, volume: &Volume) -> Result<()> {
         let mut member = volume.member_until(Instant::now() + PATIENCE)?;
-        member.release(&self.environment)?;
+        member.release(volume, &self.environment)?;
         self.environment.state.forget(volume.id())
     }
 

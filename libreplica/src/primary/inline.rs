@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use hrl_format::record::Record;
+use hrl_format::units::{Sequence, Timestamp};
+
 use crate::capture::inline::{InlineSpec, Kept, Limits, Resumed, Service};
 use crate::capture::nbd::{NbdOptions, NbdServer};
 use crate::capture::ublk::{How, UblkDevice, UblkSpec};
@@ -16,12 +19,12 @@ use crate::policy::Mode;
 use crate::primary::config::{Capture, VolumeConfig};
 use crate::primary::environment::Environment;
 use crate::primary::since::Since;
-use crate::primary::status::{LastError, VolumeStatus};
+use crate::primary::spooler::{Spooler, SpoolerSpec};
+use crate::primary::status::{LastError, ModeChanged, VolumeStatus};
 use crate::primary::volume::locked;
-use crate::units::Timestamp;
 
-/// Entries without data that wait at most, in metadata mode.
-const ENTRIES: usize = 1 << 20;
+/// Extents that are told apart in metadata mode.
+const EXTENTS: usize = 1 << 17;
 
 enum Front {
     Nbd(NbdServer),
@@ -45,8 +48,10 @@ pub struct Inline {
     address: String,
     /// The same as a device of this machine, if it is one.
     shown: Option<BlockDevice>,
+    /// Where the stream waits for which memory has no room.
+    spooler: Spooler,
     /// Why the mode is what it is.
-    mode_cause: Mutex<Option<String>>,
+    mode_cause: Mutex<String>,
     /// How many refused changes the status has been told of.
     refused: AtomicU64,
 }
@@ -101,6 +106,8 @@ impl Inline {
             _ => "the agent was started".to_owned(),
         };
         let service = Arc::new(service);
+        service.lose_stream(&cause);
+        let spooler = Spooler::start(&service, spooler_spec(config, environment, &service))?;
         let (front, address) = open_front(config, environment, &service)?;
         let shown = match &front {
             Front::Ublk(device) => Some(BlockDevice::open(device.path())?),
@@ -111,7 +118,8 @@ impl Inline {
             front: Mutex::new(Some(front)),
             address,
             shown,
-            mode_cause: Mutex::new(Some(cause)),
+            spooler,
+            mode_cause: Mutex::default(),
             refused: AtomicU64::new(0),
         };
         Ok((inline, past))
@@ -132,26 +140,50 @@ impl Inline {
         self.shown.as_ref()
     }
 
-    /// Why the mode is what it is; nothing if it knows everything.
-    pub fn mode_cause(&self) -> Option<String> {
-        for fall in self.service.falls() {
-            tracing::warn!("capture falls to {} mode: {}", fall.to.as_str(), fall.cause);
-            *locked(&self.mode_cause) = Some(fall.cause.to_string());
-        }
-        locked(&self.mode_cause).clone()
+    /// Gives `put` spooled changes: see [`Spooler::read`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_spool(
+        &self,
+        from: Sequence,
+        upto: Sequence,
+        put: impl FnMut(&Record<&[u8]>, Timestamp) -> Result<()>,
+    ) -> Result<Sequence> {
+        self.spooler.read(from, upto, put)
     }
 
-    /// Gives the stream up: what waits in it is known by its blocks only, because of `cause`.
-    pub fn break_off(&self, cause: &str) {
-        self.service.reclaim();
-        *locked(&self.mode_cause) = Some(cause.to_owned());
+    /// Removes what the store has from the spool.
+    pub fn trim_spool(&self) {
+        self.spooler.trim();
     }
 
-    /// Writes what capture knows into `status`.
+    /// Why the volume must be compared, if the spool has passed its limit since this was last
+    /// asked.
+    pub fn take_overflow(&self) -> Option<String> {
+        self.spooler.take_overflow()
+    }
+
+    /// Writes what capture knows into `status`, and tells the log how its mode has changed.
     pub fn describe(&self, status: &mut VolumeStatus) {
-        let mode = self.service.waiting().mode;
-        status.mode = mode.as_str().to_owned();
-        status.mode_cause = self.mode_cause().filter(|_| mode != Mode::Data);
+        let waiting = self.service.waiting();
+        let mut newest = locked(&self.mode_cause);
+        for change in self.service.mode_changes() {
+            let (mode, cause) = (change.mode.as_str(), &change.cause);
+            match change.mode {
+                Mode::Data => tracing::info!("capture goes over to {mode} mode: {cause}"),
+                _ => tracing::warn!("capture falls to {mode} mode: {cause}"),
+            }
+            newest.clone_from(cause);
+            status.mode_changed(ModeChanged::from(&change));
+        }
+        status.mode = waiting.mode.as_str().to_owned();
+        status.mode_cause = (waiting.mode != Mode::Data).then(|| match self.spooler.trouble() {
+            Some(trouble) => format!("{newest}; the spool cannot be used: {trouble}"),
+            None => newest.clone(),
+        });
+        status.buffered_bytes = waiting.held.get();
+        status.spooled_bytes = self.spooler.bytes().get();
         let bytes = self.service.dirty_blocks() * u64::from(self.service.geometry().block.get());
         status.dirty_bytes = bytes.min(self.service.geometry().size.get());
         status.address = Some(self.address.clone());
@@ -192,6 +224,11 @@ impl Inline {
         ended
     }
 
+    /// Nothing is shipped any more: forgets what is spooled.
+    pub fn close(&self) {
+        self.spooler.stop();
+    }
+
     /// A device that is mounted, or held by another, is not taken away from its users.
     ///
     /// # Errors
@@ -214,6 +251,23 @@ impl Inline {
     }
 }
 
+fn spooler_spec(
+    config: &VolumeConfig,
+    environment: &Environment,
+    service: &Service,
+) -> SpoolerSpec {
+    let folder = match &config.spool {
+        Some(folder) => folder.clone(),
+        None => environment.state.path().join("spool"),
+    };
+    SpoolerSpec {
+        folder: folder.join(config.id.to_string()),
+        volume: config.id,
+        geometry: service.geometry(),
+        key_file: config.key_file.clone(),
+    }
+}
+
 fn spec(config: &VolumeConfig, device: &BlockDevice, environment: &Environment) -> InlineSpec {
     InlineSpec {
         folder: environment.state.volume_dir(config.id),
@@ -222,7 +276,7 @@ fn spec(config: &VolumeConfig, device: &BlockDevice, environment: &Environment) 
         block: config.block(),
         limits: Limits {
             bytes: environment.options.buffer,
-            entries: ENTRIES,
+            extents: EXTENTS,
             shared: Arc::clone(&environment.budget),
         },
     }

@@ -61,11 +61,11 @@ pub fn run(volume: &Arc<Volume>, environment: &Environment) {
 /// Waits until there is something to do: for somebody's wish, and for a stream of changes
 /// that is worth shipping.
 fn rest(volume: &Volume, pause: Duration) {
-    let inline = volume
-        .try_member()
-        .and_then(|member| member.inline().cloned());
+    let inline = volume.inline();
+    // While nothing is shipped, what waits to be is no reason to wake up.
+    let ships = volume.config().shipping == Shipping::On && volume.pace(|pace| !pace.is_failing());
     match inline {
-        Some(inline) if !volume.is_woken() => inline.service().wait(pause.min(STREAM)),
+        Some(inline) if ships && !volume.is_woken() => inline.service().wait(pause.min(STREAM)),
         _ => volume.sleep(pause),
     }
 }
@@ -79,7 +79,10 @@ fn turn(volume: &Volume, step: impl FnOnce() -> Result<Duration>) -> Option<Dura
     let done = catch_unwind(AssertUnwindSafe(step));
     volume.set_tried();
     match done {
-        Ok(Ok(pause)) => Some(pause),
+        Ok(Ok(pause)) => {
+            volume.pace(Pace::did);
+            Some(pause)
+        }
         _ if volume.is_stopping() => None,
         Ok(Err(error)) if error.kind() == ErrorKind::ResyncNeeded => Some(AT_ONCE),
         Ok(Err(_)) => Some(volume.pace(Pace::fail)),
@@ -121,6 +124,7 @@ fn step(
         group::ship(volume, environment)?;
     }
     with_member(volume, Member::ship_now)?;
+    with_member(volume, Member::climb)?;
     let left = || volume.pace(|pace| pace.left(Instant::now()));
     if left().is_zero() {
         group::scheduled(volume, environment)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hrl_format::id::VolumeId;
-use hrl_format::units::{BlockSize, SectorSize, VolumeSize};
+use hrl_format::units::{BlockSize, Epoch, SectorSize, VolumeSize};
 
 pub use crate::primary::sink::Sink;
 pub use crate::primary::source::Source;
@@ -17,17 +17,15 @@ use crate::digest::DigestTree;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
 use crate::primary::config::{Phase, VolumeConfig};
-use crate::primary::draft::EpochDraft;
 use crate::primary::environment::Environment;
 use crate::primary::inline::{Ending, Inline, Past};
 use crate::primary::lifecycle;
 use crate::primary::source;
 use crate::primary::status::VolumeStatus;
+use crate::primary::stream::{Brings, StreamDraft};
+use crate::primary::tracking::FAILED;
 use crate::primary::volume::Volume;
 use crate::store::FoldStep;
-
-/// Why a stream of changes is given up that could not be brought home.
-const FAILED: &str = "changes could not be shipped: see last_error";
 
 /// The working part of one volume.
 pub struct Member {
@@ -42,9 +40,13 @@ pub struct Member {
     /// It may be another disk than the image is of.
     past: Past,
     /// The epoch that the stream of changes is put into.
-    pub(super) stream: Option<EpochDraft>,
-    /// Whether the image, with the stream, is a state that the volume had.
+    pub(super) stream: Option<StreamDraft>,
+    /// What the store has when it has the epoch that was gathered last.
+    pub(super) brings: Option<Brings>,
+    /// Whether the image is a state that the volume had.
     pub(super) is_at_a_point: bool,
+    /// The image's newest epoch when its side was let go of.
+    newest: Option<Epoch>,
     /// Since when something may be dirty that the store does not have.
     behind_since: Instant,
 }
@@ -66,7 +68,9 @@ impl Member {
             inline: None,
             past: Past::SameDisk,
             stream: None,
+            brings: None,
             is_at_a_point: false,
+            newest: None,
             behind_since: Instant::now(),
         }
     }
@@ -84,7 +88,9 @@ impl Member {
             inline: None,
             past: Past::SameDisk,
             stream: None,
+            brings: None,
             is_at_a_point: false,
+            newest: None,
             behind_since,
         }
     }
@@ -112,7 +118,9 @@ impl Member {
         let (inline, past) = Inline::begin(&config, &device, environment, note)?;
         self.geometry = inline.service().geometry();
         self.past = past;
-        self.inline = Some(Arc::new(inline));
+        let inline = Arc::new(inline);
+        volume.set_inline(Some(Arc::clone(&inline)));
+        self.inline = Some(inline);
         Ok(())
     }
 
@@ -156,8 +164,7 @@ impl Member {
         self.serve(volume, environment)?;
         let sink = match self.sink {
             Some(_) => Ok(()),
-            None => Sink::bring_up(&volume.config(), self.geometry, environment)
-                .map(|sink| self.sink = Some(sink)),
+            None => self.bring_up_sink(volume, environment),
         };
         if self.source.is_none() {
             // Without the image nobody can say whether it is the same disk.
@@ -180,6 +187,17 @@ impl Member {
         sink
     }
 
+    fn bring_up_sink(&mut self, volume: &Volume, environment: &Environment) -> Result<()> {
+        let note = |cause: &str| lifecycle::needs_resync(volume, environment, cause).map(drop);
+        let sink = Sink::bring_up(&volume.config(), self.geometry, environment, note)?;
+        if let Some(before) = self.newest.take() {
+            let newest = sink.writer.catalogue().last_epoch();
+            self.look_at_doubtful_commit(before, newest);
+        }
+        self.sink = Some(sink);
+        Ok(())
+    }
+
     /// A loss that the kernel reports becomes the volume's phase.
     ///
     /// # Errors
@@ -191,7 +209,14 @@ impl Member {
             let noted = lifecycle::needs_resync(volume, environment, &loss)?;
             source.loss_is_noted(noted)?;
         }
-        Ok(())
+        match self
+            .inline
+            .as_ref()
+            .and_then(|inline| inline.take_overflow())
+        {
+            Some(cause) => lifecycle::needs_resync(volume, environment, &cause).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Both sides.
@@ -213,8 +238,18 @@ impl Member {
         if let Some(source) = self.source.take() {
             self.observer = source.observer();
         }
-        self.sink = None;
-        self.break_off(FAILED);
+        if let Some(sink) = self.sink.take() {
+            self.newest = Some(sink.writer.catalogue().last_epoch());
+        }
+        self.rewind();
+    }
+
+    /// The stream is read again from where the store ends.
+    fn rewind(&mut self) {
+        self.stream = None;
+        if let Some(inline) = &self.inline {
+            inline.service().reclaim(FAILED);
+        }
     }
 
     /// The daemon ends: so does the service of the device's users.
@@ -227,15 +262,18 @@ impl Member {
             }
         }
         self.drop_sides();
-        self.inline = None;
+        if let Some(inline) = self.inline.take() {
+            inline.close();
+        }
     }
 
-    /// What was taken out of the stream and is not in the store is known by its blocks only.
+    /// What is in the stream and not in the store is known by its blocks only.
     pub fn break_off(&mut self, cause: &str) {
         self.stream = None;
         self.is_at_a_point = false;
         if let Some(inline) = &self.inline {
-            inline.break_off(cause);
+            inline.service().give_up(cause);
+            inline.trim_spool();
         }
     }
 
@@ -251,7 +289,8 @@ impl Member {
         if let Some(source) = &mut self.source {
             source.reclaim();
         }
-        self.break_off(FAILED);
+        self.brings = None;
+        self.rewind();
     }
 
     /// Whether both sides are up.
@@ -287,15 +326,17 @@ impl Member {
     ///
     /// # Errors
     /// What the system said.
-    pub fn release(&mut self, environment: &Environment) -> Result<()> {
+    pub fn release(&mut self, volume: &Volume, environment: &Environment) -> Result<()> {
         if let Some(inline) = &self.inline {
             inline.is_free()?;
         }
         self.sink = None;
         self.stream = None;
         let source = self.source.take();
+        volume.set_inline(None);
         if let Some(inline) = self.inline.take() {
             inline.end(Ending::Volume)?;
+            inline.close();
         }
         match source {
             Some(source) => source.release(),

@@ -11,6 +11,10 @@
 //! group       who makes a point together
 //! point       an epoch of what changed, and a recovery point of its end
 //! still       the moment without writes that a point needs
+//! inline      the device's users go through us: capture and the front that serves them
+//! instant     the moment of a point then
+//! stream      how the stream of their changes gets into the store
+//! spooler     where it waits when the store is behind
 //! verify      compares source and image
 //! ```
 
@@ -37,9 +41,11 @@ mod since;
 mod sink;
 mod source;
 mod spec;
+mod spooler;
 mod state_dir;
 mod status;
 mod still;
+mod stream;
 mod tail;
 mod target;
 mod tracking;
@@ -52,7 +58,7 @@ pub use engine::{Primary, Protected};
 pub use spec::{Exclusion, PointOptions, PrimaryOptions, ProtectSpec, Siblings};
 pub use state_dir::StateDir;
 pub use status::{
-    DifferingRange, LastError, PointSummary, ResyncProgress, ResyncSummary, Settled,
+    DifferingRange, LastError, ModeChanged, PointSummary, ResyncProgress, ResyncSummary, Settled,
     StatusCounters, VerifySummary, VolumeState, VolumeStatus, WaitingLogs,
 };
 pub use target::refuse_target;

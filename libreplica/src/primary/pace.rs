@@ -185,6 +185,16 @@ impl Pace {
         self.is_broken = true;
     }
 
+    /// The volume's thread did what there was to do.
+    pub const fn did(&mut self) {
+        self.setbacks = 0;
+    }
+
+    /// Whether the volume's thread failed at what it did last.
+    pub const fn is_failing(&self) -> bool {
+        self.is_broken || self.setbacks > 0
+    }
+
     /// Whether it is not known to ship.
     pub const fn is_broken(&self) -> bool {
         self.is_broken

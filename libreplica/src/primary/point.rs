@@ -280,7 +280,7 @@ impl<'a> Part<'a> {
     ///
     /// # Errors
     /// As [`Member::gather`].
-    pub fn gather(&mut self, moment: Moment) -> Result<()> {
+    pub fn gather(&mut self, moment: &Moment) -> Result<()> {
         self.draft = Some(self.member.gather(moment)?);
         Ok(())
     }
@@ -295,8 +295,6 @@ impl<'a> Part<'a> {
         let (source, sink) = self.member.live()?;
         let shipped = draft.shipped().get();
         let began = source.round_began();
-        // A moment of the stream is one whether a point is made of it or not.
-        let source_is_whole = source.service().is_some();
         if tag.is_some() || !draft.is_empty() {
             if let Some(mut tag) = tag {
                 tag.root = draft.root(&sink.tree)?;
@@ -306,7 +304,7 @@ impl<'a> Part<'a> {
             self.point = committed.points.into_iter().next();
         }
         source.acknowledge()?;
-        self.member.is_at_a_point = source_is_whole;
+        self.member.epoch_is_stored();
         self.member.caught_up_to(began);
         self.volume
             .publish(|status| status.counters.bytes_shipped += shipped);

@@ -86,6 +86,9 @@ pub fn fresh(volume: &Volume) -> VolumeStatus {
     if let Some(mut member) = volume.try_member() {
         member.look_at_lag();
         volume.publish(|status| member.describe(status));
+    } else if let Some(inline) = volume.inline() {
+        // A target that does not answer hides nothing of what capture does.
+        volume.publish(|status| inline.describe(status));
     }
     volume.status()
 }

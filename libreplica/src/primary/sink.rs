@@ -40,19 +40,44 @@ impl Sink {
     ///
     /// # Errors
     /// When the store cannot be opened for writing, or the key is not the volume's. A tree
-    /// that is missing or damaged is no error: it is made anew.
+    /// that is missing or damaged is no error: it is made anew. If the image is older than the
+    /// tree, `note` is given the cause, and must make it durable.
     pub fn bring_up(
         config: &VolumeConfig,
         geometry: Geometry,
         environment: &Environment,
+        note: impl FnOnce(&str) -> Result<()>,
     ) -> Result<Self> {
         let key = config.key_file.as_deref().map(read_key_file).transpose()?;
         let store = Store::open(&config.store)?;
         let writer = store.volume_writer(config.id, key.clone())?;
-        Self::new(config, geometry, writer, key.as_ref(), environment)
+        let mut sink = Self::new(config, geometry, writer, key.as_ref(), environment)?;
+        if sink.has_image() {
+            if let Some(cause) = sink.is_not_as_it_was_left() {
+                note(&cause)?;
+            }
+            sink.make_tree_current()?;
+        }
+        Ok(sink)
     }
 
-    /// The sink of an image that is open already.
+    /// Why the image is not the one that this agent wrote to last. Epochs that it lacks were
+    /// acknowledged: nothing else tells what they brought.
+    fn is_not_as_it_was_left(&self) -> Option<String> {
+        let newest = self.writer.catalogue().last_epoch();
+        let (TreeState::Clean { epoch: known }
+        | TreeState::Interrupted {
+            applying: known, ..
+        }) = self.tree.state();
+        (known > newest).then(|| {
+            format!(
+                "the store ends in epoch {newest}, and epoch {known} was in it: an older copy \
+                 was put in its place"
+            )
+        })
+    }
+
+    /// The sink of an image that is open already, with the tree as it is.
     ///
     /// # Errors
     /// As [`Self::bring_up`].
@@ -81,18 +106,14 @@ impl Sink {
             }
         };
         let retention = config.retain.parse()?;
-        let mut sink = Self {
+        Ok(Self {
             writer,
             tree,
             function,
             retention,
             tree_path,
             spec,
-        };
-        if sink.has_image() {
-            sink.make_tree_current()?;
-        }
-        Ok(sink)
+        })
     }
 
     /// Begins the tree anew, with every leaf unknown.

@@ -5,9 +5,13 @@ use hrl_format::id::VolumeId;
 use hrl_format::units::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::capture::inline::ModeChange;
 use crate::error::Error;
 use crate::store::Point;
 use crate::time::rfc3339;
+
+/// Changes of mode that are told of: the newest.
+const MODES_SHOWN: usize = 32;
 
 /// What a volume is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +103,27 @@ impl LastError {
     }
 }
 
+/// A change of what capture keeps of the changes to come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModeChanged {
+    /// When, RFC 3339.
+    pub time: String,
+    /// The mode from then on: `data`, `metadata` or `bitmap`.
+    pub mode: String,
+    /// Why.
+    pub cause: String,
+}
+
+impl From<&ModeChange> for ModeChanged {
+    fn from(change: &ModeChange) -> Self {
+        Self {
+            time: rfc3339(change.time),
+            mode: change.mode.as_str().to_owned(),
+            cause: change.cause.clone(),
+        }
+    }
+}
+
 /// Numbers that only rise.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -148,6 +173,8 @@ pub struct History {
     pub last_error: Option<LastError>,
     /// The newest recovery point.
     pub last_point: Option<PointSummary>,
+    /// How the mode has changed.
+    pub mode_changes: Vec<ModeChanged>,
     /// Numbers that only rise.
     pub counters: StatusCounters,
 }
@@ -212,6 +239,15 @@ pub struct VolumeStatus {
     pub mode: String,
     /// Why it is in that mode.
     pub mode_cause: Option<String>,
+    /// How the mode has changed: the newest 32 times, the newest last.
+    #[serde(default)]
+    pub mode_changes: Vec<ModeChanged>,
+    /// Bytes of memory that changes take which are not durable in the store.
+    #[serde(default)]
+    pub buffered_bytes: u64,
+    /// Bytes of the spool that such changes take.
+    #[serde(default)]
+    pub spooled_bytes: u64,
     /// `ebpf`, `ublk` or `nbd`.
     pub capture: String,
     /// What the device's users are given, if they go through the agent: a URI or a path.
@@ -255,6 +291,9 @@ impl VolumeStatus {
             state_cause: None,
             mode: "bitmap".to_owned(),
             mode_cause: None,
+            mode_changes: Vec::new(),
+            buffered_bytes: 0,
+            spooled_bytes: 0,
             capture: "ebpf".to_owned(),
             address: None,
             generation: 1,
@@ -276,6 +315,7 @@ impl VolumeStatus {
             last_resync: self.last_resync.clone(),
             last_error: self.last_error.clone(),
             last_point: self.last_point.clone(),
+            mode_changes: self.mode_changes.clone(),
             counters: self.counters.clone(),
         }
     }
@@ -286,7 +326,15 @@ impl VolumeStatus {
         self.last_resync = history.last_resync;
         self.last_error = history.last_error;
         self.last_point = history.last_point;
+        self.mode_changes = history.mode_changes;
         self.counters = history.counters;
+    }
+
+    /// Adds a change of mode.
+    pub fn mode_changed(&mut self, change: ModeChanged) {
+        self.mode_changes.push(change);
+        let past = self.mode_changes.len().saturating_sub(MODES_SHOWN);
+        self.mode_changes.drain(..past);
     }
 }
 

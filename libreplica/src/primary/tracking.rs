@@ -12,6 +12,9 @@ use crate::geometry::BlockNumber;
 use crate::primary::status::VolumeStatus;
 use crate::units::Extent;
 
+/// Why a stream of changes is given up that could not be brought home.
+pub const FAILED: &str = "changes could not be shipped: see last_error";
+
 /// The tracking of one volume.
 pub enum Tracking {
     /// By the kernel's program.
@@ -71,7 +74,7 @@ impl Tracking {
     pub fn reclaim(&mut self) {
         match self {
             Self::Kernel(tracker) => tracker.reclaim(),
-            Self::Inline(service) => service.reclaim(),
+            Self::Inline(service) => service.reclaim(FAILED),
         }
     }
 

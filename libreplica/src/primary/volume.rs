@@ -4,7 +4,7 @@
 //! says why it cannot.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use hrl_format::id::VolumeId;
@@ -12,6 +12,7 @@ use hrl_format::units::Timestamp;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::primary::config::{Shipping, VolumeConfig};
+use crate::primary::inline::Inline;
 use crate::primary::member::Member;
 use crate::primary::pace::Pace;
 use crate::primary::status::{LastError, VolumeState, VolumeStatus};
@@ -25,6 +26,8 @@ pub struct Volume {
     config: Mutex<VolumeConfig>,
     status: Mutex<VolumeStatus>,
     member: Mutex<Member>,
+    /// What serves the device's users, for who cannot wait for the member.
+    inline: Mutex<Option<Arc<Inline>>>,
     stop: AtomicBool,
     tried: AtomicBool,
     pace: Mutex<Pace>,
@@ -47,6 +50,7 @@ impl Volume {
             id: config.id,
             config: Mutex::new(config),
             status: Mutex::new(status),
+            inline: Mutex::new(member.inline().cloned()),
             member: Mutex::new(member),
             stop: AtomicBool::new(false),
             tried: AtomicBool::new(false),
@@ -91,6 +95,16 @@ impl Volume {
     /// Asks or changes its pace.
     pub fn pace<T>(&self, what: impl FnOnce(&mut Pace) -> T) -> T {
         what(&mut locked(&self.pace))
+    }
+
+    /// What serves the device's users, if they go through us and it has begun.
+    pub fn inline(&self) -> Option<Arc<Inline>> {
+        locked(&self.inline).clone()
+    }
+
+    /// What serves the device's users has begun, or ended.
+    pub fn set_inline(&self, inline: Option<Arc<Inline>>) {
+        *locked(&self.inline) = inline;
     }
 
     /// Its status as last published.

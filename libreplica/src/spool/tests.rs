@@ -1,3 +1,4 @@
+//! A spool on a real file system: what is put into it comes back, or an error does.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use super::*;

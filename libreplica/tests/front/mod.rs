@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use libreplica::bitmap::Bitmap;
-use libreplica::capture::inline::{Budget, Change, Entry, InlineSpec, Limits, Moment, Service};
+use libreplica::capture::inline::{
+    Budget, Change, Entry, InlineSpec, Limits, Moment, Read, Service,
+};
 use libreplica::capture::nbd::{Contexts, NbdOptions, NbdServer, Stretch, stretches};
 use libreplica::device::BlockDevice;
 use libreplica::geometry::Geometry;
@@ -67,15 +69,15 @@ impl Front {
             block: BlockSize::MIN,
             limits: Limits {
                 bytes,
-                entries: 1000,
+                extents: 1000,
                 shared: Arc::new(Budget::new(bytes)),
             },
         };
         let (service, _) = Service::start(&spec).unwrap();
         let (_, moments) = Service::moment(&[&service]).unwrap();
-        assert_eq!(moments, [Moment::Blocks]);
+        assert!(matches!(moments[0], Moment::Blocks(_)));
         service.end_moment();
-        service.finish_round();
+        service.moment_is_stored();
         service.acknowledge();
         let geometry = service.geometry();
         let set = Arc::new(Bitmap::new(geometry.blocks()));
@@ -112,8 +114,12 @@ impl Front {
     /// The backlog, emptied.
     pub fn entries(&self) -> Vec<Entry> {
         let service = self.service();
-        let mut cut = service.end_now();
-        service.take(&mut cut, ByteLen::new(u64::MAX)).unwrap()
+        let cut = service.end_now();
+        let Read::Changes(entries) = service.read(&cut, ByteLen::new(u64::MAX)) else {
+            panic!("they are lost");
+        };
+        service.stored(&cut);
+        entries
     }
 
     /// The device holds what `entries` make of zeroes.
@@ -125,7 +131,6 @@ impl Front {
             match &entry.change {
                 Change::Write(data) => image[range].copy_from_slice(data),
                 Change::Zeroes | Change::Discard => image[range].fill(0),
-                Change::Unread => panic!("without data: {entry:?}"),
             }
         }
         assert!(image == now, "the backlog does not replay to the device");

@@ -15,7 +15,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libreplica::ErrorKind;
-use libreplica::capture::inline::{Budget, Change, Entry, InlineSpec, Limits, Moment, Service};
+use libreplica::capture::inline::{
+    Budget, Change, Cut, Entry, InlineSpec, Limits, Moment, Read, Service,
+};
 use libreplica::capture::ublk::{How, Started, UblkDevice, UblkSpec};
 use libreplica::device::BlockDevice;
 use libreplica::id::VolumeId;
@@ -41,7 +43,7 @@ pub fn spec(disk: &Path, folder: &Path) -> InlineSpec {
         block: BlockSize::MIN,
         limits: Limits {
             bytes,
-            entries: 1_000_000,
+            extents: 1000,
             shared: Arc::new(Budget::new(bytes)),
         },
     }
@@ -108,16 +110,24 @@ impl Drop for Front {
 /// Begins data mode: what is dirty is taken for read.
 pub fn climb(service: &Service) {
     let (_, moments) = Service::moment(&[service]).unwrap();
-    assert_eq!(moments, [Moment::Blocks]);
+    assert!(matches!(moments[0], Moment::Blocks(_)));
     service.end_moment();
-    service.finish_round();
+    service.moment_is_stored();
     service.acknowledge();
     assert_eq!(service.waiting().mode, Mode::Data);
 }
 
+/// The changes up to a cut; the store has them now.
+fn take(service: &Service, cut: &Cut) -> Vec<Entry> {
+    let Read::Changes(entries) = service.read(cut, ByteLen::new(u64::MAX)) else {
+        panic!("they are lost");
+    };
+    service.stored(cut);
+    entries
+}
+
 pub fn take_all(service: &Service) -> Vec<Entry> {
-    let mut cut = service.end_now();
-    service.take(&mut cut, ByteLen::new(u64::MAX)).unwrap()
+    take(service, &service.end_now())
 }
 
 pub fn replay(image: &mut [u8], entries: &[Entry]) {
@@ -126,7 +136,6 @@ pub fn replay(image: &mut [u8], entries: &[Entry]) {
         match &entry.change {
             Change::Write(data) => image[range].copy_from_slice(data),
             Change::Zeroes | Change::Discard => image[range].fill(0),
-            Change::Unread => panic!("without data: {entry:?}"),
         }
     }
 }

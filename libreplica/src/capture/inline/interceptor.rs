@@ -14,13 +14,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use crate::capture::inline::activity::{Activity, Region};
-use crate::capture::inline::backlog::{Backlog, Change, Fall};
+use crate::capture::inline::backlog::{Backlog, Change};
 use crate::capture::inline::copying::Copying;
 use crate::capture::inline::gate::{Admission, Flight, Gate, Hurdle};
 use crate::capture::inline::ledger::Ledger;
 use crate::capture::inline::traffic::Traffic;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::geometry::Geometry;
+use crate::policy::Mode;
 use crate::sys::uring::Wake;
 use crate::units::{Extent, Timestamp};
 
@@ -29,6 +30,20 @@ use crate::units::{Extent, Timestamp};
 const REGIONS_ENTERED_MAX: usize = 800;
 /// The shipper is woken when so many bytes wait.
 const WORTH_SHIPPING: u64 = 4 << 20;
+
+/// Changes of mode that wait to be told of: the newest.
+const MODE_CHANGES_MAX: usize = 64;
+
+/// The backlog keeps more, or less, than before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModeChange {
+    /// When.
+    pub time: Timestamp,
+    /// What it keeps from then on.
+    pub mode: Mode,
+    /// Why.
+    pub cause: String,
+}
 
 /// Which lane a request is in, and where there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +109,8 @@ pub(super) struct State {
     regions_entered: usize,
     /// Where changes failed, or discards ended within a block: to be read back.
     pub unknown: Vec<Extent>,
-    pub falls: VecDeque<Fall>,
+    /// Changes of what is kept that nobody was told of yet.
+    pub mode_changes: VecDeque<ModeChange>,
     pub counters: InlineCounters,
     /// What the usher failed at last.
     pub trouble: Option<String>,
@@ -135,6 +151,8 @@ pub struct Interceptor {
     pub(super) usher: Condvar,
     /// Whoever ships has something to do.
     pub(super) shipper: Condvar,
+    /// Whoever takes the backlog's oldest part out of memory has something to do.
+    pub(super) spooler: Condvar,
     wants_data: AtomicBool,
     /// Places are used again: a front may open and close lanes for ever.
     lanes: Mutex<Vec<Option<Arc<Mailbox>>>>,
@@ -168,13 +186,14 @@ impl Interceptor {
                 outside: VecDeque::new(),
                 regions_entered: 0,
                 unknown: Vec::new(),
-                falls: VecDeque::new(),
+                mode_changes: VecDeque::new(),
                 counters: InlineCounters::default(),
                 trouble: None,
                 stopping: false,
             }),
             usher: Condvar::new(),
             shipper: Condvar::new(),
+            spooler: Condvar::new(),
             wants_data: AtomicBool::new(false),
             lanes: Mutex::new(Vec::new()),
         }
@@ -271,14 +290,10 @@ impl Interceptor {
         state.activity.leave(extent);
         state.regions_entered -= Region::of(extent).count();
         match outcome {
-            Outcome::Done(change) => self.record(&mut state, extent, change),
+            Outcome::Done(change) => self.record(&mut state, extent, Some(change)),
             Outcome::Uncopied(copy) => {
-                let wanted = state.backlog.wants_data();
-                let change = if wanted {
-                    Change::Write(copy())
-                } else {
-                    Change::Unread
-                };
+                let is_wanted = state.backlog.wants_data();
+                let change = is_wanted.then(|| Change::Write(copy()));
                 self.record(&mut state, extent, change);
             }
             Outcome::Failed => {
@@ -298,9 +313,10 @@ impl Interceptor {
         self.release(&mut state, here);
     }
 
-    /// Puts a change into the backlog, as the newest.
-    pub(super) fn record(&self, state: &mut State, extent: Extent, change: Change) {
-        if matches!(change, Change::Discard) {
+    /// Puts a change into the backlog, as the newest; `None`: a write whose data was not
+    /// copied.
+    pub(super) fn record(&self, state: &mut State, extent: Extent, change: Option<Change>) {
+        if matches!(change, Some(Change::Discard)) {
             let before = state.unknown.len();
             state.unknown.extend(self.ledger.discard(extent));
             if state.unknown.len() > before {
@@ -311,28 +327,42 @@ impl Interceptor {
         }
         state.counters.changes += 1;
         state.counters.bytes += extent.len().get();
-        let before = state.backlog.held().get();
+        let (before, was_behind) = (state.backlog.unread().get(), state.backlog.is_behind());
         let fall = state.backlog.push(Timestamp::now(), extent, change);
-        if before < WORTH_SHIPPING && state.backlog.held().get() >= WORTH_SHIPPING {
+        if before < WORTH_SHIPPING && state.backlog.unread().get() >= WORTH_SHIPPING {
             self.shipper.notify_all();
+        }
+        if !was_behind && state.backlog.is_behind() {
+            self.spooler.notify_all();
         }
         if let Some(fall) = fall {
             state.counters.falls += 1;
-            state.falls.push_back(fall);
-            self.mirror_mode(state);
+            self.mode_changed(state, &fall.cause.to_string());
             self.shipper.notify_all();
         }
     }
 
     /// Whether there is something for the shipper.
     pub(super) fn is_worth_shipping(state: &State) -> bool {
-        state.backlog.held().get() >= WORTH_SHIPPING || !state.falls.is_empty() || state.stopping
+        state.backlog.unread().get() >= WORTH_SHIPPING
+            || state.backlog.goes_on_in_spool()
+            || !state.mode_changes.is_empty()
+            || state.stopping
     }
 
-    /// What lanes look at without the lock.
-    pub(super) fn mirror_mode(&self, state: &State) {
-        let wants = state.backlog.wants_data();
-        self.wants_data.store(wants, Ordering::Release);
+    /// The backlog keeps more or less than before, because of `cause`: notes it for who tells
+    /// of it, and for the lanes, which look without the lock.
+    pub(super) fn mode_changed(&self, state: &mut State, cause: &str) {
+        let mode = state.backlog.mode();
+        self.wants_data.store(mode == Mode::Data, Ordering::Release);
+        if state.mode_changes.len() == MODE_CHANGES_MAX {
+            state.mode_changes.pop_front();
+        }
+        state.mode_changes.push_back(ModeChange {
+            time: Timestamp::now(),
+            mode,
+            cause: cause.to_owned(),
+        });
     }
 
     /// Tells the owners of those that may begin.
@@ -374,6 +404,7 @@ impl Interceptor {
         }
         self.usher.notify_all();
         self.shipper.notify_all();
+        self.spooler.notify_all();
     }
 }
 

@@ -155,6 +155,11 @@ impl Ledger {
         &self.live[1 - self.active.load(Ordering::Acquire)]
     }
 
+    /// What swaps took and the store does not have.
+    pub const fn epoch(&self) -> &Bitmap {
+        &self.epoch
+    }
+
     /// Marks the blocks of `extent`. Not while [`Self::swap`] runs.
     pub fn mark(&self, extent: Extent) {
         if let Some(run) = self.geometry.run_of(extent) {

@@ -6,7 +6,8 @@
 //! interceptor   lets changes in, marks them, records them: one lock, no input or output
 //!   gate          which change may begin, and which waits for what
 //!   ledger        dirty blocks, in a file that outlives the process
-//!   backlog       changes with their data, until they are shipped
+//!   backlog       changes with their data, until they are in the store
+//!   gap           what changed while there was no room for that
 //!   traffic       what was written, by us and by whoever else
 //!   activity      regions being written, durable before the first write to them
 //!   copying       blocks of one moment that are read while writes go on
@@ -22,6 +23,7 @@ mod activity_file;
 mod backlog;
 mod copying;
 mod errands;
+mod gap;
 mod gate;
 mod interceptor;
 mod lane;
@@ -32,10 +34,10 @@ mod stream;
 mod traffic;
 mod usher;
 
-pub use backlog::{Budget, Change, Entry, Fall, FallCause, Limits};
+pub use backlog::{Batch, Budget, Change, Entry, FallCause, Limits, Read};
 pub use errands::Errands;
-pub use interceptor::{InlineCounters, Interceptor};
+pub use interceptor::{InlineCounters, Interceptor, ModeChange};
 pub use lane::{Event, Lane, REQUEST_MAX};
 pub use request::{Cookie, Done, Durability, Errno, Request, Room};
 pub use service::{Claim, Entrance, InlineSpec, Kept, Resumed, Service};
-pub use stream::{Cut, Moment};
+pub use stream::{Blocks, Cut, Moment, Waiting};

@@ -128,7 +128,7 @@ impl Service {
         let (ledger, log, resumed) = take_up(spec, geometry, &device)?;
         let traffic = Traffic::open(&traffic_path(spec))?;
         traffic.settle(&spec.disk)?;
-        let backlog = Backlog::new(spec.limits.clone());
+        let backlog = Backlog::new(spec.limits.clone(), geometry);
         let path = spec.disk.node().to_owned();
         let interceptor = Interceptor::new(device, path, geometry, ledger, traffic, backlog);
         let service = Self::launch(Arc::new(interceptor), log, spec)?;

@@ -1,63 +1,68 @@
-//! What the shipper sees: the backlog's entries in order, and moments. A moment is a cut
+//! What the shipper sees: the stream of changes in order, and moments. A moment is a cut
 //! through bitmaps and backlog at once; of several volumes, at one instant, for their locks
-//! are held together. In data mode a moment is an end in the stream. In bitmap mode it is a
-//! set of blocks that are read as they were then, while writes go on (see `copying.rs`).
+//! are held together. In data mode a moment is an end in the stream. In a gap of it, it is the
+//! set of blocks that are missing; they are read as they were then, while writes go on (see
+//! `copying.rs`), and the stream goes on from there.
 
 use std::sync::MutexGuard;
 use std::time::Duration;
 
 use crate::bitmap::Bitmap;
-use crate::capture::inline::backlog::{Entry, Fall};
+use crate::capture::inline::backlog::{Backlog, Batch, Closed, Forgotten, Read};
 use crate::capture::inline::copying::{Copying, Taken};
+use crate::capture::inline::gap::Gap;
 use crate::capture::inline::gate::Hurdle;
-use crate::capture::inline::interceptor::{InlineCounters, Interceptor, State, lock};
+use crate::capture::inline::interceptor::{InlineCounters, Interceptor, ModeChange, State, lock};
 use crate::capture::inline::service::Service;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{BlockNumber, Run};
 use crate::policy::Mode;
-use crate::units::{ByteLen, Timestamp};
+use crate::units::{ByteLen, Extent, Sequence, Timestamp};
 
 /// An end in the stream of one volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
-    /// How many entries wait that belong before it.
-    pub entries: usize,
+    /// The number of the first change that belongs behind it.
+    pub upto: Sequence,
     /// How often the backlog had lost something before.
     losses: u64,
 }
 
+/// The blocks of a moment, to be read through [`Service::take_block`].
+#[derive(Debug)]
+pub struct Blocks(Gap);
+
 /// What a moment is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Moment {
-    /// The backlog's entries up to here.
+    /// The stream up to here.
     Stream(Cut),
-    /// The blocks of the round, read through [`Service::take_block`].
-    Blocks,
+    /// These blocks. All of the stream before is in the store.
+    Blocks(Blocks),
 }
 
 /// What waits to be shipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
-    /// How much is kept.
+    /// How much is kept of the changes to come.
     pub mode: Mode,
-    /// Entries in the backlog.
-    pub entries: usize,
+    /// Changes that are kept, in memory or in the spool.
+    pub changes: u64,
     /// Bytes of memory that they take.
     pub held: ByteLen,
-    /// When the oldest was made.
-    pub oldest: Option<Timestamp>,
 }
 
 const MOMENT: &str = "take a moment of the stream";
 
 impl Service {
-    /// Takes one moment of all `services`: in data mode a cut of the stream, else the dirty
-    /// blocks, which from then on are copied before they are written, and data is recorded
-    /// again. What was dirty is the round; it is in the epoch's bitmap too.
+    /// Takes one moment of all `services`: in data mode a cut of the stream, else the blocks
+    /// that are not in the store, which from then on are copied before they are written, and
+    /// data is recorded again. All that is dirty is in the epoch's bitmap then.
     ///
     /// # Errors
     /// [`ErrorKind::State`] while a moment is still being read, or where a write failed and
-    /// its range could not be read back yet.
+    /// its range could not be read back yet, or where changes wait that came before a gap:
+    /// those must be in the store first.
     pub fn moment(services: &[&Self]) -> Result<(Timestamp, Vec<Moment>)> {
         // In one order, whoever asks: two groups never wait for each other.
         let mut order: Vec<usize> = (0..services.len()).collect();
@@ -70,11 +75,11 @@ impl Service {
             services[*n].is_ready(state)?;
         }
         let now = Timestamp::now();
-        let mut moments = vec![Moment::Blocks; services.len()];
+        let mut moments: Vec<Option<Moment>> = services.iter().map(|_| None).collect();
         for (n, state) in &mut states {
-            moments[*n] = services[*n].cut(state);
+            moments[*n] = Some(services[*n].cut(state));
         }
-        Ok((now, moments))
+        Ok((now, moments.into_iter().flatten().collect()))
     }
 
     fn is_ready(&self, state: &State) -> Result<()> {
@@ -89,6 +94,9 @@ impl Service {
         if !state.unknown.is_empty() {
             return refused("a write failed, and what it left could not be read back yet");
         }
+        if state.backlog.mode() != Mode::Data && !state.backlog.is_drained() {
+            return refused("the changes before a gap are not in the store yet");
+        }
         Ok(())
     }
 
@@ -96,60 +104,118 @@ impl Service {
         let interceptor = self.interceptor();
         interceptor.swap(state);
         if state.backlog.mode() == Mode::Data {
-            return Moment::Stream(Cut {
-                entries: state.backlog.count(),
-                losses: state.backlog.losses(),
-            });
+            return Moment::Stream(state.end());
         }
-        let copying = Copying::of(
-            interceptor.ledger.round(),
-            interceptor.geometry,
-            self.copy_limit(),
-        );
+        let gap = match state.backlog.climb() {
+            Closed::Gap(gap) => gap,
+            Closed::Unknown => {
+                let blocks = Bitmap::new(interceptor.geometry.blocks());
+                // With what was taken by earlier moments, and is not in the store either.
+                blocks.merge_from(interceptor.ledger.epoch());
+                Gap::of(blocks)
+            }
+        };
+        let copying = Copying::of(gap.blocks(), interceptor.geometry, self.copy_limit());
         state
             .gate
             .raise(Hurdle::Copy, |extent| !copying.may_change(extent));
         state.copying = Some(copying);
-        state.backlog.climb();
-        interceptor.mirror_mode(state);
-        Moment::Blocks
+        interceptor.mode_changed(state, "all that was missed is being read");
+        Moment::Blocks(Blocks(gap))
     }
 
-    /// The oldest entries, at most `most` and about `bytes` of them; `None` if some were
-    /// lost since the cut that they belong to.
-    pub fn take(&self, cut: &mut Cut, bytes: ByteLen) -> Option<Vec<Entry>> {
+    /// The next changes before `cut`, about `bytes` of them.
+    pub fn read(&self, cut: &Cut, bytes: ByteLen) -> Read {
         let mut state = lock(&self.interceptor().state);
         if state.backlog.losses() != cut.losses {
-            return None;
+            return Read::Lost;
         }
-        let entries = state.backlog.take(cut.entries, bytes);
-        cut.entries -= entries.len();
-        Some(entries)
+        state.backlog.read(cut.upto, bytes)
     }
 
-    /// The stream as far as it goes now: an end that is no moment of the bitmaps. Nothing,
-    /// unless all changes are recorded with their data.
+    /// What is before number `upto` was read from the spool.
+    pub fn was_read(&self, upto: Sequence) {
+        lock(&self.interceptor().state).backlog.was_read(upto);
+    }
+
+    /// The stream as far as it goes now: an end that is no moment of the bitmaps.
     pub fn end_now(&self) -> Cut {
-        let state = lock(&self.interceptor().state);
-        let is_whole = state.backlog.mode() == Mode::Data;
-        Cut {
-            entries: if is_whole { state.backlog.count() } else { 0 },
-            losses: state.backlog.losses(),
+        lock(&self.interceptor().state).end()
+    }
+
+    /// The store has the changes before `cut`, durably.
+    pub fn stored(&self, cut: &Cut) {
+        let mut state = lock(&self.interceptor().state);
+        if state.backlog.losses() == cut.losses {
+            let forgotten = state.backlog.stored(cut.upto);
+            drop(state);
+            drop(forgotten);
         }
+    }
+
+    /// The store has the blocks of the moment from which the stream goes on.
+    pub fn moment_is_stored(&self) {
+        lock(&self.interceptor().state).backlog.base_is_stored();
+    }
+
+    /// The first change that the store does not have: what the spool has before is of no use.
+    pub fn stored_up_to(&self) -> Sequence {
+        lock(&self.interceptor().state).backlog.stored_up_to()
+    }
+
+    /// Whether what was read of the stream should be made durable in the store, so that its
+    /// memory is free.
+    pub fn should_store(&self) -> bool {
+        lock(&self.interceptor().state).backlog.should_store()
+    }
+
+    /// The oldest part of the stream that is in memory, once the target is so far behind that
+    /// the spool shall have it; nothing after `time`, or when the service ends. Whoever asks
+    /// says [`Self::spooled`] next.
+    pub fn wait_to_spool(&self, time: Duration) -> Option<Batch> {
+        let interceptor = self.interceptor();
+        let state = lock(&interceptor.state);
+        let idle = |state: &mut State| !state.stopping && !state.backlog.is_behind();
+        let waited = interceptor.spooler.wait_timeout_while(state, time, idle);
+        let (state, _) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
+        (!state.stopping)
+            .then(|| state.backlog.to_spool())
+            .flatten()
+    }
+
+    /// What is before number `end` is in the spool.
+    pub fn spooled(&self, end: Sequence) {
+        let mut state = lock(&self.interceptor().state);
+        let forgotten = state.backlog.spooled(end);
+        drop(state);
+        drop(forgotten);
+    }
+
+    /// Waits until the service ends, at most for `time`.
+    pub fn wait_for_end(&self, time: Duration) {
+        let interceptor = self.interceptor();
+        let state = lock(&interceptor.state);
+        let lives = |state: &mut State| !state.stopping;
+        drop(interceptor.spooler.wait_timeout_while(state, time, lives));
+    }
+
+    /// Whether the service ends.
+    pub fn is_ending(&self) -> bool {
+        lock(&self.interceptor().state).stopping
     }
 
     /// Of the blocks of a moment: one was read. If it was written since the moment, `data`
     /// is replaced by what it held then.
     ///
     /// # Errors
-    /// [`ErrorKind::Full`] when the moment is lost: more was written than there was room to
+    /// [`ErrorKind::State`] when the moment is lost: more was written than there was room to
     /// copy first.
     pub fn take_block(&self, block: BlockNumber, data: &mut [u8]) -> Result<()> {
         let interceptor = self.interceptor();
         let mut state = lock(&interceptor.state);
         let State { copying, gate, .. } = &mut *state;
         let Some(copying) = copying.as_mut().filter(|copying| !copying.is_broken()) else {
-            return Err(Error::new(ErrorKind::Full, MOMENT)
+            return Err(Error::new(ErrorKind::State, MOMENT)
                 .path(&interceptor.path)
                 .detail("more was written meanwhile than could be copied first")
                 .advice("it is tried again at the next interval"));
@@ -207,16 +273,41 @@ impl Service {
         self.interceptor().ledger.acknowledge();
     }
 
-    /// The store will not get the epoch: it is dirty again, and the backlog, which knows only
-    /// what came after, is given up.
-    pub fn reclaim(&self) {
+    /// The store will not get the epoch, because of `cause`: it is dirty again. The stream is
+    /// read again from where the store ends, unless it went on from a moment that the store
+    /// did not get.
+    pub fn reclaim(&self, cause: &str) {
+        self.go_back(cause, Backlog::rewind);
+    }
+
+    /// Gives the stream up, because of `cause`: what is not in the store is dirty, and known by
+    /// its blocks only.
+    pub fn give_up(&self, cause: &str) {
+        self.go_back(cause, Backlog::give_up);
+    }
+
+    /// The same, for who does not ship: what is dirty stays where it is noted.
+    pub fn lose_stream(&self, cause: &str) {
+        self.end_moment();
+        let mut state = lock(&self.interceptor().state);
+        let forgotten = state.backlog.give_up();
+        self.interceptor().mode_changed(&mut state, cause);
+        drop(state);
+        drop(forgotten);
+    }
+
+    fn go_back(&self, cause: &str, go: impl FnOnce(&mut Backlog) -> Forgotten) {
         self.end_moment();
         let interceptor = self.interceptor();
         let mut state = lock(&interceptor.state);
+        let before = (state.backlog.mode(), state.backlog.losses());
         interceptor.ledger.reclaim();
-        state.backlog.give_up();
-        interceptor.mirror_mode(&state);
+        let forgotten = go(&mut state.backlog);
+        if before != (state.backlog.mode(), state.backlog.losses()) {
+            interceptor.mode_changed(&mut state, cause);
+        }
         drop(state);
+        drop(forgotten);
         interceptor.ledger.forget_epoch();
     }
 
@@ -247,15 +338,15 @@ impl Service {
         let state = lock(&self.interceptor().state);
         Waiting {
             mode: state.backlog.mode(),
-            entries: state.backlog.count(),
+            changes: state.backlog.count(),
             held: state.backlog.held(),
-            oldest: state.backlog.oldest(),
         }
     }
 
-    /// The falls to a mode that knows less since they were last asked for.
-    pub fn falls(&self) -> Vec<Fall> {
-        lock(&self.interceptor().state).falls.drain(..).collect()
+    /// How what is kept has changed since this was last asked for.
+    pub fn mode_changes(&self) -> Vec<ModeChange> {
+        let mut state = lock(&self.interceptor().state);
+        state.mode_changes.drain(..).collect()
     }
 
     /// What could not be done for the changes, last.
@@ -277,15 +368,44 @@ impl Service {
         // Whether it was worth it is seen by who waited.
         drop(interceptor.shipper.wait_timeout_while(state, time, idle));
     }
+}
 
-    /// Blocks of a moment that are worth being read together: the run that begins with the
-    /// round's first block behind `from`.
-    pub fn next_run(&self, from: BlockNumber, blocks: u64) -> Option<Run> {
-        let run = self.round().runs().from(from).next()?;
-        let end = run.end.get().min(run.start.get() + blocks);
+impl Cut {
+    /// An earlier end of the same stream.
+    #[must_use]
+    pub const fn at(self, upto: Sequence) -> Self {
+        Self { upto, ..self }
+    }
+}
+
+impl State {
+    fn end(&self) -> Cut {
+        Cut {
+            upto: self.backlog.newest(),
+            losses: self.backlog.losses(),
+        }
+    }
+}
+
+impl Blocks {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.blocks().is_empty()
+    }
+
+    /// Some that are worth being read together: of the run that begins with the first one
+    /// behind `from`, at most `most`.
+    pub fn next_run(&self, from: BlockNumber, most: u64) -> Option<Run> {
+        let run = self.0.blocks().runs().from(from).next()?;
+        let end = run.end.get().min(run.start.get() + most);
         Some(Run {
             start: run.start,
             end: BlockNumber::new(end),
         })
+    }
+
+    /// The parts of `extent`, which are blocks of the moment, that may have changed.
+    pub fn parts(&self, extent: Extent) -> Vec<Extent> {
+        self.0.parts(extent)
     }
 }

@@ -230,7 +230,7 @@ fn read_back(interceptor: &Interceptor, extent: Extent) -> Result<()> {
         if let Some(at) = state.unknown.iter().position(|known| *known == extent) {
             state.unknown.swap_remove(at);
         }
-        interceptor.record(&mut state, extent, Change::Write(data.clone()));
+        interceptor.record(&mut state, extent, Some(Change::Write(data.clone())));
     }
     interceptor.release(&mut state, NOBODY);
     content.map(drop)
