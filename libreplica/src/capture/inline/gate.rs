@@ -145,6 +145,30 @@ impl<O: Copy> Gate<O> {
         }
     }
 
+    /// Takes back the changes that have not begun, and of whose owner `is_gone` says so. Those
+    /// that waited for one of them alone are released.
+    pub fn withdraw(&mut self, is_gone: impl Fn(O) -> bool) -> Vec<(O, Extent)> {
+        let waits = |change: &Change<O>| change.before > 0 || change.hurdles.any();
+        let all = self.changes.iter().enumerate();
+        let gone: Vec<(Flight, O, Extent)> = all
+            .filter_map(|(index, slot)| Some((Flight(index as u32), slot.as_ref()?)))
+            .filter(|(_, change)| waits(change) && is_gone(change.owner))
+            .map(|(flight, change)| (flight, change.owner, change.extent))
+            .collect();
+        for &(flight, ..) in &gone {
+            // Nobody is to find another under its number.
+            for earlier in self.changes.iter_mut().flatten() {
+                earlier.behind.retain(|behind| *behind != flight);
+            }
+        }
+        for &(flight, ..) in &gone {
+            self.end(flight);
+        }
+        gone.into_iter()
+            .map(|(_, owner, extent)| (owner, extent))
+            .collect()
+    }
+
     /// Puts a hurdle in the way of every change that has not begun and of which `concerns`
     /// says so.
     pub fn raise(&mut self, hurdle: Hurdle, concerns: impl Fn(Extent) -> bool) {
@@ -254,6 +278,29 @@ mod tests {
         assert_eq!(gate.released().collect::<Vec<_>>(), [(one, 1)]);
         gate.end(one);
         gate.end(two);
+        assert!(gate.is_empty());
+    }
+
+    #[test]
+    fn what_is_withdrawn_holds_nobody_back() {
+        let mut gate = Gate::default();
+        let (first, _) = gate.admit(extent(0, 10), 'a', &[]);
+        gate.admit(extent(5, 10), 'b', &[]);
+        let (third, _) = gate.admit(extent(12, 10), 'c', &[]);
+        gate.admit(extent(0, 3), 'b', &[Hurdle::Copy]);
+        let (begun, _) = gate.admit(extent(40, 3), 'b', &[]);
+        let gone = gate.withdraw(|owner| owner == 'b');
+        assert_eq!(gone, [('b', extent(5, 10)), ('b', extent(0, 3))]);
+        assert_eq!(gate.released().collect::<Vec<_>>(), [(third, 'c')]);
+        // Under the number of one that is gone.
+        let (again, waits) = gate.admit(extent(13, 1), 'd', &[]);
+        assert_eq!(waits, Admission::Wait);
+        gate.end(first);
+        assert_eq!(gate.released().count(), 0);
+        gate.end(third);
+        assert_eq!(gate.released().collect::<Vec<_>>(), [(again, 'd')]);
+        gate.end(again);
+        gate.end(begun);
         assert!(gate.is_empty());
     }
 

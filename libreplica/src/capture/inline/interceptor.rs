@@ -302,15 +302,41 @@ impl Interceptor {
                 self.usher.notify_one();
             }
         }
+        self.let_more_in(&mut state, here);
+        self.release(&mut state, here);
+    }
+
+    /// Lets those in for whom there is room now.
+    fn let_more_in(&self, state: &mut State, here: usize) {
         while let Some(&(owner, extent)) = state.outside.front()
             && state.has_room_for(extent)
         {
             state.outside.pop_front();
-            if let Some(admitted) = self.let_in(&mut state, owner, extent) {
+            if let Some(admitted) = self.let_in(state, owner, extent) {
                 self.tell(here, owner, admitted);
             }
         }
-        self.release(&mut state, here);
+    }
+
+    /// Takes back what a lane has brought and has not begun; gives where it is there.
+    pub(super) fn withdraw(&self, lane: usize) -> Vec<u32> {
+        let mut state = lock(&self.state);
+        let mut slots = Vec::new();
+        state.outside.retain(|(owner, _)| {
+            let stays = owner.lane != lane;
+            if !stays {
+                slots.push(owner.slot);
+            }
+            stays
+        });
+        for (owner, extent) in state.gate.withdraw(|owner| owner.lane == lane) {
+            state.activity.leave(extent);
+            state.regions_entered -= Region::of(extent).count();
+            slots.push(owner.slot);
+        }
+        self.let_more_in(&mut state, lane);
+        self.release(&mut state, lane);
+        slots
     }
 
     /// Puts a change into the backlog, as the newest; `None`: a write whose data was not

@@ -100,6 +100,8 @@ pub struct Lane {
     free: Vec<u32>,
     events: VecDeque<Event>,
     arena: BytesMut,
+    /// Nothing is begun any more.
+    ends: bool,
 }
 
 impl Lane {
@@ -132,6 +134,7 @@ impl Lane {
             free: Vec::new(),
             events: VecDeque::new(),
             arena: BytesMut::new(),
+            ends: false,
         })
     }
 
@@ -216,6 +219,9 @@ impl Lane {
 
     /// Asks for leave to begin a change, or the next piece of it.
     fn admit(&mut self, at: u32) {
+        if self.ends {
+            return self.over(at, Err(Errno::EIO));
+        }
         let Some(Some(slot)) = self.slots.get(at as usize) else {
             return;
         };
@@ -318,7 +324,7 @@ impl Lane {
         Ok(())
     }
 
-    /// Ends all requests, and everything else in the ring but drivers' commands; what it
+    /// Ends all requests, those that have not begun as failed, and everything else in the ring but drivers' commands; what it
     /// brings is thrown away. The lane can then be dropped by another thread.
     ///
     /// # Errors
@@ -330,6 +336,11 @@ impl Lane {
     }
 
     fn end_requests(&mut self) -> Result<()> {
+        // One that has not begun may wait for a lane of this very thread.
+        self.ends = true;
+        for slot in self.interceptor.withdraw(self.number) {
+            self.over(slot, Err(Errno::EIO));
+        }
         // A change that never ended would hold back those behind it for ever.
         while self.requests() > 0 {
             self.turn()?;
