@@ -4,6 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,9 @@ pub struct Environment {
 /// Fixed, for pins in bpffs are the whole machine's, too.
 const OWNERS: &str = "/run/replica/owners";
 
+/// How long the thaw of what an earlier daemon left frozen is waited for.
+const THAW: Duration = Duration::from_secs(2);
+
 impl Environment {
     /// Opens the state folder, thaws what a killed daemon left frozen, runs the hooks that it
     /// owes, and starts the watchdog.
@@ -52,10 +56,7 @@ impl Environment {
         let state = StateDir::open(&options.state_dir)?;
         let alive = show_life(&owner_file(FolderId::from_bytes(state.id())))?;
         remove_dead_owners();
-        for recovered in quiesce::recover(&options.run_dir)? {
-            let (point, outcome) = (recovered.mount_point.display(), recovered.outcome);
-            tracing::warn!("an earlier daemon left {point} frozen: {outcome:?}");
-        }
+        thaw_what_was_left(options.run_dir.clone())?;
         for released in hooks::recover(&options.run_dir, options.hook_limit)? {
             let program = released.program.display();
             match released.outcome {
@@ -234,4 +235,23 @@ fn lives(path: &Path) -> bool {
         Err(error) => error.kind() != std::io::ErrorKind::NotFound,
         Ok(file) => Flock::lock(file, FlockArg::LockSharedNonblock).is_err(),
     }
+}
+
+/// Thaws what an earlier daemon left frozen. Only for a while is it waited for: a thaw writes,
+/// and the device below may be one that this daemon is yet to serve.
+fn thaw_what_was_left(run_dir: PathBuf) -> Result<()> {
+    let (done, ended) = channel();
+    let path = run_dir.clone();
+    let work = move || {
+        let recovered = quiesce::recover(&run_dir).map(|all| {
+            for one in all {
+                let (point, outcome) = (one.mount_point.display(), one.outcome);
+                tracing::warn!("an earlier daemon left {point} frozen: {outcome:?}");
+            }
+        });
+        let _ = done.send(recovered);
+    };
+    let thread = std::thread::Builder::new().name("thaw".to_owned());
+    thread.spawn(work).at("start a thread", &path)?;
+    ended.recv_timeout(THAW).unwrap_or(Ok(()))
 }

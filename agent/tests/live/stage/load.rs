@@ -33,7 +33,19 @@ impl Bank {
              CREATE TABLE counter (n INTEGER); INSERT INTO counter VALUES (0);
              CREATE TABLE ledger (n INTEGER PRIMARY KEY, note BLOB);",
         );
-        let acknowledged = Arc::new(AtomicU64::new(0));
+        Self::run(database, 0)
+    }
+
+    /// Goes on with the one in `folder`.
+    #[allow(dead_code, reason = "of use where a machine starts again")]
+    pub fn resume(folder: &Path) -> Self {
+        let database = folder.join(FILE);
+        let last = ask(&database, "SELECT n FROM counter");
+        Self::run(database, last.trim().parse().unwrap())
+    }
+
+    fn run(database: PathBuf, last: u64) -> Self {
+        let acknowledged = Arc::new(AtomicU64::new(last));
         let stop = Arc::new(AtomicBool::new(false));
         let (count, ended) = (Arc::clone(&acknowledged), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
@@ -130,6 +142,11 @@ impl Fio {
              [small]\nbs=4k
              [large]\nbs=64k\noffset={half}\n"
         );
+        Self::run(place, &jobs)
+    }
+
+    /// Runs these jobs, which verify what they write, until stopped.
+    pub fn run(place: &Place, jobs: &str) -> Self {
         let (job_file, report) = (place.at("fio.jobs"), place.at("fio.txt"));
         fs::write(&job_file, jobs).unwrap();
         let out = fs::File::create(&report).unwrap();

@@ -170,9 +170,7 @@ impl Freezer {
             return Err(Error::new(ErrorKind::Invalid, OPERATION)
                 .detail(format!("{} of them at once", filesystems.len())));
         }
-        for filesystem in filesystems {
-            filesystem.sync()?;
-        }
+        self.sync(filesystems)?;
         let freezing: Vec<&Filesystem> = filesystems
             .iter()
             .filter(|filesystem| filesystem.freezing() == Freezing::Freezes)
@@ -198,6 +196,40 @@ impl Freezer {
             set,
             marker,
             started: Instant::now(),
+        })
+    }
+
+    /// Writes out what is dirty, so that little is left for the freeze.
+    fn sync(&mut self, filesystems: &[Filesystem]) -> Result<()> {
+        let Some(watchdog) = self.watchdog()? else {
+            return filesystems.iter().try_for_each(Filesystem::sync);
+        };
+        let mounts = filesystems.iter().map(Filesystem::open);
+        let mounts = mounts.collect::<Result<Vec<_>>>()?;
+        let synced = watchdog.sync(&mounts);
+        if let Guard::Watchdog { running, .. } = &mut self.guard
+            && !matches!(synced, Ok(()) | Err(Broken::Failed(_)))
+        {
+            *running = None;
+        }
+        synced.map_err(|broken| {
+            let error = |kind| Error::new(kind, "sync the filesystem");
+            match broken {
+                Broken::Failed(failure) => {
+                    let failed = filesystems.get(failure.member as usize);
+                    let name = failed.map(name_of).unwrap_or_default();
+                    let error = error(ErrorKind::Io).detail(name);
+                    match failure.cause {
+                        Cause::System(errno) => error.source(std::io::Error::from(errno)),
+                        _ => error,
+                    }
+                }
+                Broken::Lost(errno) => error(ErrorKind::State)
+                    .detail("the watchdog died")
+                    .source(std::io::Error::from(errno)),
+                Broken::Stuck => error(ErrorKind::TimedOut)
+                    .advice("make points when less is written; look for a disk that hangs"),
+            }
         })
     }
 

@@ -7,6 +7,10 @@
 //! it thaws when its socket to the agent closes, or when limit and grace have passed; and
 //! as it made the calls, it knows which filesystems are ours: what others froze it never
 //! thaws. It ends with the agent.
+//!
+//! It also writes out what is dirty before a freeze. The agent may itself be what serves the
+//! device below: a thread of its own that waits for that device cannot be killed, and an agent
+//! with such a thread keeps what its successor needs, while the thread waits for the successor.
 
 mod cgroup;
 mod process;
@@ -37,6 +41,8 @@ pub const GRACE: Duration = Duration::from_millis(250);
 /// How long a call may hang in the kernel, beyond its limit, before the agent goes on
 /// without waiting.
 const STUCK: Duration = Duration::from_secs(30);
+/// How long it may take to write out what is dirty.
+const SYNC: Duration = Duration::from_secs(600);
 /// How long the watchdog may take to start.
 const START: Duration = Duration::from_secs(10);
 /// How long it may take to end once its socket is closed.
@@ -150,6 +156,24 @@ impl Watchdog {
         self.socket.is_some() && matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// Has it write out what is dirty on these mounts.
+    pub(super) fn sync(&mut self, mounts: &[OwnedFd]) -> Result<(), Broken> {
+        let mut first = 0;
+        let mounts: Vec<RawFd> = mounts.iter().map(AsRawFd::as_raw_fd).collect();
+        for some in mounts.chunks(fds::MAX_FDS) {
+            let synced = self.hand_over(Request::Sync, some, SYNC);
+            synced.map_err(|broken| match broken {
+                Broken::Failed(Failure { member, cause }) => Broken::Failed(Failure {
+                    member: first + member,
+                    cause,
+                }),
+                other => other,
+            })?;
+            first += some.len() as u32;
+        }
+        Ok(())
+    }
+
     /// Hands it the status file and the mounts of `set`.
     pub(super) fn load(&mut self, status: &File, set: &FreezeSet) -> Result<()> {
         let broken = |_: Broken| {
@@ -157,19 +181,25 @@ impl Watchdog {
                 .detail("it is gone")
                 .advice("it is started again with the next point")
         };
-        self.hand_over(Request::Begin, &[status.as_raw_fd()])
+        self.hand_over(Request::Begin, &[status.as_raw_fd()], START)
             .map_err(broken)?;
         let mounts: Vec<RawFd> = set.mounts().map(AsRawFd::as_raw_fd).collect();
         for some in mounts.chunks(fds::MAX_FDS) {
-            self.hand_over(Request::Mounts, some).map_err(broken)?;
+            self.hand_over(Request::Mounts, some, START)
+                .map_err(broken)?;
         }
         Ok(())
     }
 
-    fn hand_over(&mut self, request: Request, descriptors: &[RawFd]) -> Result<(), Broken> {
+    fn hand_over(
+        &mut self,
+        request: Request,
+        descriptors: &[RawFd],
+        limit: Duration,
+    ) -> Result<(), Broken> {
         let socket = self.socket.as_ref().ok_or(Broken::Lost(Errno::EPIPE))?;
         fds::send(socket, &request.encode(), descriptors).map_err(Broken::Lost)?;
-        self.reply(Instant::now() + START)
+        self.reply(Instant::now() + limit)
     }
 
     /// Has it freeze all that was loaded. Allocates nothing.

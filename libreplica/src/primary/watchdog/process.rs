@@ -159,6 +159,7 @@ impl Guarded {
         // An empty packet is the end; one that makes no sense can only be an error of ours.
         let request = Request::decode(packet).ok_or(Errno::EPROTO)?;
         match request {
+            Request::Sync => Ok(sync(&descriptors)),
             Request::Begin => {
                 let status = descriptors.into_iter().next().ok_or(Errno::EPROTO)?;
                 *self = Self::default();
@@ -196,4 +197,14 @@ impl Guarded {
             }
         }
     }
+}
+
+/// Writes out what is dirty; the first that failed.
+fn sync(mounts: &[OwnedFd]) -> Reply {
+    (0..).zip(mounts).try_for_each(|(member, mount)| {
+        nix::unistd::syncfs(mount).map_err(|errno| Failure {
+            member,
+            cause: Cause::System(errno),
+        })
+    })
 }

@@ -14,6 +14,8 @@ pub const PACKET: usize = 24;
 /// Agent to watchdog; each is answered by one reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
+    /// The descriptors with it are mounts: write out what is dirty there, and keep nothing.
+    Sync,
     /// Forget what was loaded. The descriptor with it is the status file.
     Begin,
     /// The descriptors with it are mounts, to be frozen behind those loaded before.
@@ -37,6 +39,7 @@ impl Request {
             Self::Mounts => (2, Duration::ZERO, Duration::ZERO),
             Self::Freeze { limit, grace } => (3, limit, grace),
             Self::Thaw => (4, Duration::ZERO, Duration::ZERO),
+            Self::Sync => (5, Duration::ZERO, Duration::ZERO),
         };
         let mut packet = [0; PACKET];
         packet[0] = tag;
@@ -58,6 +61,7 @@ impl Request {
                 grace: Duration::from_nanos(u64::from_le_bytes(grace.try_into().ok()?)),
             },
             4 => Self::Thaw,
+            5 => Self::Sync,
             _ => return None,
         })
     }
@@ -119,7 +123,13 @@ mod tests {
             limit: Duration::from_millis(2000),
             grace: Duration::from_nanos(1),
         };
-        for request in [Request::Begin, Request::Mounts, freeze, Request::Thaw] {
+        let others = [
+            Request::Sync,
+            Request::Begin,
+            Request::Mounts,
+            Request::Thaw,
+        ];
+        for request in others.into_iter().chain([freeze]) {
             assert_eq!(Request::decode(&request.encode()), Some(request));
         }
         assert_eq!(Request::decode(&[]), None);
