@@ -6,7 +6,8 @@ CARGO ?= cargo
 
 # The numbers that the long tests run with. A plain `make test` uses smaller ones: see
 # "The tests' numbers" in CONTRIBUTING.md.
-LONG_NUMBERS = REPLICA_CASES=500 REPLICA_KILLS=20 REPLICA_CONTINUES=1000 REPLICA_CUTS=200
+LONG_NUMBERS = REPLICA_CASES=500 REPLICA_KILLS=20 REPLICA_CONTINUES=1000 REPLICA_CUTS=200 \
+	REPLICA_POWER_CUTS=10
 
 .PHONY: help
 help: ## list the targets
@@ -29,7 +30,7 @@ test: packages ## all tests, documentation examples included; as root, on real d
 	scripts/test
 
 .PHONY: test-long
-test-long: packages ## all tests with the full numbers: 20 kills, 1000 interrupted runs
+test-long: packages ## all tests with the full numbers: 20 kills, 10 power cuts
 	$(LONG_NUMBERS) scripts/test
 
 .PHONY: lint
