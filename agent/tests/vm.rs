@@ -105,7 +105,7 @@ fn killed_under_load_a_ublk_device_loses_nothing() {
         std::thread::sleep(moment(Duration::from_millis(500)));
         let before = bank.acknowledged();
         daemon.start_again();
-        until("I/O goes on", Duration::from_secs(60), || {
+        until("I/O goes on", Duration::from_secs(120), || {
             (bank.acknowledged() > before).then_some(())
         });
         fio.assert_running();
