@@ -105,3 +105,51 @@ fn verify_tells_when_the_image_differs() {
     assert_restores(&place, &store, "v", &point, disk.path());
     drop(id);
 }
+
+/// The store is put back to what it was before an epoch that it had acknowledged.
+fn put_back(capture: &str, write: impl Fn(&str, &Path, u64)) {
+    let place = Place::new();
+    let store = place.folder("store");
+    let disk = LoopDevice::new(&place, "disk.img", 64 * MIB);
+    let mut daemon = Daemon::start(&place);
+    let options = ["--every", "1h", "--capture", capture];
+    daemon.protect(&Volume {
+        device: disk.path(),
+        store: &store,
+        name: "v",
+        options: &options,
+    });
+    let address = daemon.status("v")["address"]
+        .as_str()
+        .unwrap_or("")
+        .to_owned();
+    write(&address, disk.path(), 1);
+    let kept = daemon.point("v", &[]);
+    daemon.terminate();
+    let (old, away) = (place.at("old"), place.at("away"));
+    run("cp", ["-a", store.to_str().unwrap(), old.to_str().unwrap()]);
+    daemon.start_again();
+    write(&address, disk.path(), 2);
+    daemon.point("v", &[]);
+    daemon.terminate();
+    fs::rename(&store, &away).unwrap();
+    fs::rename(&old, &store).unwrap();
+    daemon.start_again();
+    let status = daemon.until("it is compared", "v", |status| {
+        status["state"] == "replicating" && !status["last_resync"].is_null()
+    });
+    let cause = status["last_resync"]["cause"].as_str().unwrap();
+    assert!(cause.contains("an older copy"), "{cause}");
+    write(&address, disk.path(), 3);
+    let point = daemon.point("v", &[]);
+    assert_restores(&place, &store, "v", &point, disk.path());
+    restore(&place, &store, "v", &kept);
+}
+
+#[test]
+fn a_store_that_was_put_back_is_noticed() {
+    put_back("ebpf", |_, disk, at| write_random(disk, at, 1));
+    put_back("nbd", |uri, _, at| {
+        crate::inline::qemu_io(uri, &[&format!("write -P {at} {at}M 1M")]);
+    });
+}
