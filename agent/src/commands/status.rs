@@ -79,6 +79,9 @@ fn print_volume(volume: &VolumeStatus) -> std::io::Result<()> {
         volume.mode,
         cause.unwrap_or_default()
     )?;
+    if let Some(trouble) = &volume.capture_trouble {
+        writeln!(out, "  trouble  {trouble}")?;
+    }
     if volume.buffered_bytes + volume.spooled_bytes > 0 {
         let (memory, spool) = (
             output::bytes(volume.buffered_bytes),

@@ -187,6 +187,7 @@ impl Inline {
         let bytes = self.service.dirty_blocks() * u64::from(self.service.geometry().block.get());
         status.dirty_bytes = bytes.min(self.service.geometry().size.get());
         status.address = Some(self.address.clone());
+        status.capture_trouble = self.service.trouble();
         self.tell_refused(status);
     }
 

@@ -250,6 +250,10 @@ pub struct VolumeStatus {
     pub spooled_bytes: u64,
     /// `ebpf`, `ublk` or `nbd`.
     pub capture: String,
+    /// What inline capture cannot do, and tries again: writes wait while the activity log
+    /// cannot be written, and points while what failed writes have left cannot be read back.
+    #[serde(default)]
+    pub capture_trouble: Option<String>,
     /// What the device's users are given, if they go through the agent: a URI or a path.
     #[serde(default)]
     pub address: Option<String>,
@@ -295,6 +299,7 @@ impl VolumeStatus {
             buffered_bytes: 0,
             spooled_bytes: 0,
             capture: "ebpf".to_owned(),
+            capture_trouble: None,
             address: None,
             generation: 1,
             epoch: 0,

@@ -58,12 +58,13 @@ pub(super) fn run(interceptor: &Arc<Interceptor>, mut log: ActivityFile, disk: &
             continue;
         };
         drop(state);
-        if let Err(error) = perform(interceptor, &mut log, disk, job) {
+        let trouble = perform(interceptor, &mut log, disk, job).err();
+        if let Some(error) = &trouble {
             tracing::warn!("{error}");
-            lock(&interceptor.state).trouble = Some(error.to_string());
             not_before = Instant::now() + AGAIN;
         }
         state = lock(&interceptor.state);
+        state.trouble = trouble.map(|error| error.to_string());
     }
     drop(state);
     leave_clean(interceptor, &mut log, disk);
