@@ -10,11 +10,14 @@
 mod devices;
 mod lanes;
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use devices::Loop;
-use lanes::{MIB, climb, replay, spec, take_all, write};
-use libreplica::capture::inline::{Moment, Read, Service};
+use devices::{Loop, extent};
+use lanes::{MIB, climb, one, replay, spec, take_all, write};
+use libreplica::capture::inline::{Moment, Read, Request, Resumed, Service};
 use libreplica::geometry::BlockNumber;
 use libreplica::policy::Mode;
 use libreplica::units::{ByteLen, Sequence};
@@ -126,4 +129,49 @@ fn a_store_that_fails_costs_nothing_of_the_stream() {
         10
     );
     service.end_moment();
+}
+
+/// What a service has kept in `folder` looks as if the machine had been restarted since.
+fn restart_the_machine(folder: &Path) {
+    let path = folder.join("dirty");
+    let mut header = [0; 60];
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    file.read_exact_at(&mut header, 0).unwrap();
+    header[40..56].fill(9);
+    let crc = crc32fast::hash(&header[..56]);
+    header[56..].copy_from_slice(&crc.to_le_bytes());
+    file.write_all_at(&header, 0).unwrap();
+}
+
+#[test]
+fn what_was_discarded_is_undefined_after_a_loss_of_power_but_where_it_was_being_written() {
+    let disk = Loop::new(64 * MIB);
+    let folder = tempfile::tempdir().unwrap();
+    let spec = spec(&disk, folder.path(), MIB);
+    let log = folder.path().join("activity");
+    let discard = |service: &Service, at: u64| {
+        let mut lane = service.lane(8).unwrap();
+        let extent = extent(at, 8192);
+        one(&mut lane, Request::Discard { extent }).result.unwrap();
+    };
+    let (service, _) = Service::start(&spec).unwrap();
+    discard(&service, 20 * MIB);
+    drop(service);
+    let (service, _) = Service::start(&spec).unwrap();
+    discard(&service, 4096);
+    let active = std::fs::read(&log).unwrap();
+    drop(service);
+    std::fs::write(&log, active).unwrap();
+    restart_the_machine(folder.path());
+    let (service, resumed) = Service::start(&spec).unwrap();
+    let Resumed::AfterRestart { compared, .. } = resumed else {
+        panic!("{resumed:?}");
+    };
+    assert_eq!(compared.get(), 4 * MIB);
+    let is_undefined = |at: u64| service.is_undefined(BlockNumber::new(at / 4096));
+    assert!(is_undefined(20 * MIB) && is_undefined(20 * MIB + 4096));
+    assert!(!is_undefined(4096) && !is_undefined(8192));
+    // Somebody else may have written there.
+    service.forget_undefined();
+    assert!(!is_undefined(20 * MIB));
 }

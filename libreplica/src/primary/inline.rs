@@ -82,8 +82,9 @@ impl Inline {
         // First: what is found must not change any more.
         let claim = Service::claim(&spec).map_err(|error| error.volume(config.id))?;
         let kept = Service::look(&spec, &claim)?;
-        if let Some(cause) = lost(&kept, device) {
-            note(&cause)?;
+        let lost = lost(&kept, device);
+        if let Some(cause) = &lost {
+            note(cause)?;
         }
         if matches!(kept, Kept::Unusable(_)) {
             Service::forget(&spec)?;
@@ -106,23 +107,32 @@ impl Inline {
             _ => "the agent was started".to_owned(),
         };
         let service = Arc::new(service);
+        if lost.is_some() {
+            service.forget_undefined();
+        }
         service.lose_stream(&cause);
         let spooler = Spooler::start(&service, spooler_spec(config, environment, &service))?;
-        let (front, address) = open_front(config, environment, &service)?;
-        let shown = match &front {
-            Front::Ublk(device) => Some(BlockDevice::open(device.path())?),
-            Front::Nbd(_) => None,
-        };
-        let inline = Self {
+        match open_front(config, environment, &service) {
+            Ok(front) => Ok((Self::with(service, spooler, front), past)),
+            Err(error) => {
+                // Else its threads would hold the device for ever.
+                service.stop();
+                spooler.stop();
+                Err(error)
+            }
+        }
+    }
+
+    fn with(service: Arc<Service>, spooler: Spooler, opened: Opened) -> Self {
+        Self {
             service,
-            front: Mutex::new(Some(front)),
-            address,
-            shown,
+            front: Mutex::new(Some(opened.front)),
+            address: opened.address,
+            shown: opened.shown,
             spooler,
             mode_cause: Mutex::default(),
             refused: AtomicU64::new(0),
-        };
-        Ok((inline, past))
+        }
     }
 
     /// The capture.
@@ -307,23 +317,38 @@ fn lost(kept: &Kept, device: &BlockDevice) -> Option<String> {
     }
 }
 
+struct Opened {
+    front: Front,
+    address: String,
+    shown: Option<BlockDevice>,
+}
+
 fn open_front(
     config: &VolumeConfig,
     environment: &Environment,
     service: &Arc<Service>,
-) -> Result<(Front, String)> {
+) -> Result<Opened> {
     match config.capture {
         Capture::Nbd => {
             let options = NbdOptions::new(socket(config, environment));
             let since = Since::new(config.store.clone(), config.id, Arc::clone(service));
             let server = NbdServer::start(service.entrance(), options, Arc::new(since))?;
             let address = server.uri();
-            Ok((Front::Nbd(server), address))
+            Ok(Opened {
+                front: Front::Nbd(server),
+                address,
+                shown: None,
+            })
         }
         Capture::Ublk => {
             let device = UblkDevice::start(service.entrance(), &UblkSpec::new(config.id))?;
             let address = device.path().display().to_string();
-            Ok((Front::Ublk(device), address))
+            let shown = Some(BlockDevice::open(device.path())?);
+            Ok(Opened {
+                front: Front::Ublk(device),
+                address,
+                shown,
+            })
         }
         Capture::Ebpf => Err(Error::new(ErrorKind::Unsupported, "serve the device")
             .volume(config.id)

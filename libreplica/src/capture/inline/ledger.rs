@@ -12,7 +12,8 @@
 //!
 //! A fourth bitmap beside them says which blocks are undefined: given up by a discard and not
 //! written since. What the device reads there is no difference to the image, which has
-//! zeroes. After a restart of the machine nothing is taken for undefined.
+//! zeroes. After a loss of power that holds but for the regions in the activity log: every other
+//! was durable here before it left that.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
@@ -104,7 +105,6 @@ impl Ledger {
             ledger.live.iter().for_each(Bitmap::reconnect);
             ledger.epoch.reconnect();
             ledger.undefined.reconnect();
-            ledger.undefined.clear();
         }
         ledger.reclaim();
         ledger.forget_epoch();
@@ -204,6 +204,11 @@ impl Ledger {
         {
             self.undefined.clear_run(run);
         }
+    }
+
+    /// Somebody else has written to the device: nothing is taken for undefined.
+    pub fn define_all(&self) {
+        self.undefined.clear();
     }
 
     /// Makes the other bitmap the live one; what was live is the round, and the epoch's.

@@ -234,6 +234,12 @@ impl Service {
         self.interceptor.ledger.mark(extent);
     }
 
+    /// Changes may have been missed: what was discarded may have been written since.
+    pub fn forget_undefined(&self) {
+        let _alone = lock(&self.interceptor.state);
+        self.interceptor.ledger.define_all();
+    }
+
     /// Ends the service: lanes are told to stop, and what is under way ends. The ledger keeps
     /// what is dirty. The fronts' threads, and whoever has an [`Entrance`], must end for this
     /// to return.
@@ -338,6 +344,8 @@ fn take_up(
                 .filter_map(|region| region.extent(geometry.size))
             {
                 ledger.mark(extent);
+                // It may have been discarded, or written since: nobody knows.
+                ledger.define(extent);
                 compared += extent.len().get();
             }
             Resumed::AfterRestart {
