@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use stage::{
-    Bank, Daemon, Fio, Mount, Place, Volume, assert_restores, check_filesystem, number, restore,
-    until, write_random,
+    Bank, Daemon, Fio, LoopDevice, Mount, Place, Volume, assert_restores, check_filesystem, number,
+    restore, until, write_random,
 };
 
 fn main() -> ExitCode {
@@ -93,6 +93,12 @@ fn killed_under_load_a_ublk_device_loses_nothing() {
     let device = protect_by_ublk(&daemon, &store);
     let mount = Mount::make("ext4", Path::new(&device), &place.at("mnt"));
     mount.remount("discard");
+    // What the agent itself needs may not depend on it.
+    let other = LoopDevice::new(&place, "other.img", 16 << 20);
+    let behind = mount.at("store");
+    let (other, behind) = (other.path().to_str().unwrap(), behind.to_str().unwrap());
+    let refused = daemon.replica(&["protect", other, "--to", behind]);
+    refused.fails(1, &["the store", "this agent serves", &device]);
     let stop = Arc::default();
     let churning = churn(mount.path(), &stop);
     let bank = Bank::open(mount.path());

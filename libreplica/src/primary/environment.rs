@@ -15,7 +15,8 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::capture::inline::Budget;
 use crate::capture::{self, AttachSpec, FolderId, PinInfo, PinStage};
-use crate::error::{ErrorKind, IoContext, Result};
+use crate::device::Layers;
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::primary::group::Peers;
 use crate::primary::hooks;
 use crate::primary::quiesce::{self, Freezer};
@@ -86,6 +87,26 @@ impl Environment {
     /// wait for each other's writes.
     pub fn freezer(&self) -> MutexGuard<'_, Freezer> {
         locked(&self.freezer)
+    }
+
+    /// Refuses a place that lies behind a device which this agent serves: killed while it
+    /// writes there, it could not end, and no other could serve the device again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`], naming the device.
+    pub fn refuse_served(&self, what: &str, path: &Path) -> Result<()> {
+        for device in self.peers.served() {
+            if Layers::above(&[&device])?.hold(path)? {
+                return Err(Error::new(ErrorKind::Invalid, "use a folder")
+                    .path(path)
+                    .detail(format!(
+                        "{what} lies on {}, which this agent serves",
+                        device.path().display()
+                    ))
+                    .advice("move it to a disk that does not depend on the agent"));
+            }
+        }
+        Ok(())
     }
 
     fn folder(&self) -> FolderId {

@@ -5,6 +5,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::device::BlockDevice;
 use crate::error::{Error, ErrorKind, Result};
 use crate::primary::config::{Phase, Shipping};
 use crate::primary::environment::Environment;
@@ -28,6 +29,15 @@ impl Peers {
     /// Replaces the list.
     pub fn set(&self, volumes: Vec<Arc<Volume>>) {
         *locked(&self.0) = volumes;
+    }
+
+    /// The devices of this machine that users of these volumes see, and that we serve.
+    pub fn served(&self) -> Vec<BlockDevice> {
+        let volumes = locked(&self.0);
+        let inlines = volumes.iter().filter_map(|volume| volume.inline());
+        inlines
+            .filter_map(|inline| inline.shown().cloned())
+            .collect()
     }
 
     /// `volume` and those of its group, in the order in which their locks are taken.

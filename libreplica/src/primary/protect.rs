@@ -228,7 +228,8 @@ fn refuse_mixed(device: &BlockDevice, spec: &ProtectSpec, others: &[VolumeConfig
     }
 }
 
-/// A store or a spool on the volume itself would be changed by each change it takes in.
+/// A store or a spool on the volume itself would be changed by each change it takes in; and on
+/// another that is served by this agent, it would depend on itself.
 fn refuse_cycles(
     device: &BlockDevice,
     spec: &ProtectSpec,
@@ -258,7 +259,11 @@ fn refuse_cycles(
                 ));
         }
     }
-    Ok(())
+    environment.refuse_served("the store", &spec.store)?;
+    let spool = spec.spool.as_ref();
+    spool.map_or(Ok(()), |spool| {
+        environment.refuse_served("the spool", spool)
+    })
 }
 
 /// Finds the disks that share a filesystem or a stacked device with this one.

@@ -49,6 +49,7 @@ impl Sink {
         note: impl FnOnce(&str) -> Result<()>,
     ) -> Result<Self> {
         let key = config.key_file.as_deref().map(read_key_file).transpose()?;
+        environment.refuse_served("the store", &config.store)?;
         let store = Store::open(&config.store)?;
         let writer = store.volume_writer(config.id, key.clone())?;
         let mut sink = Self::new(config, geometry, writer, key.as_ref(), environment)?;
