@@ -2,6 +2,7 @@
 //! be called wrongly. Nothing here knows volumes, epochs or stores.
 #![allow(unsafe_code)]
 
+pub mod backing;
 pub mod blkdev;
 pub mod bpf;
 pub mod btrfs;

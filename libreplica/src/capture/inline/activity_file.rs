@@ -34,7 +34,7 @@ impl ActivityFile {
     /// A new one, with nothing active.
     ///
     /// # Errors
-    /// [`ErrorKind::Exists`]; what the file system says.
+    /// [`ErrorKind::Exists`]; what the file system says. Nothing is left behind.
     pub fn create(path: &Path, volume: VolumeId) -> Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -50,10 +50,15 @@ impl ActivityFile {
             sequence: 0,
         };
         // Both places have their blocks: a transaction changes no metadata of the file.
-        log.write(&[])?;
-        log.write(&[])?;
-        log.file.sync_all().at("make the activity log", path)?;
-        Ok(log)
+        let made = log
+            .write(&[])
+            .and_then(|()| log.write(&[]))
+            .and_then(|()| log.file.sync_all().at("make the activity log", path));
+        if made.is_err() {
+            // Half a log would be taken for a damaged one.
+            let _ = std::fs::remove_file(path);
+        }
+        made.map(|()| log)
     }
 
     /// The one of an earlier process, and the regions that were active.

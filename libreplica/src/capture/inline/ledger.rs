@@ -27,8 +27,9 @@ use crate::device::BootId;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::geometry::Geometry;
 use crate::id::VolumeId;
+use crate::sys::backing;
 use crate::sys::memory::SharedWords;
-use crate::units::{ByteOffset, Extent};
+use crate::units::{ByteLen, ByteOffset, Extent};
 
 /// The header: magic 8, version 4, block size 4, volume id 16, volume size 8, boot id 16,
 /// CRC32 of what is before it 4; little-endian; zeroes to 4096. Then the four bitmaps.
@@ -64,10 +65,11 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// A new one, with nothing dirty.
+    /// A new one, with nothing dirty. It has all the room that it will ever need.
     ///
     /// # Errors
-    /// [`ErrorKind::Exists`]; what the file system says.
+    /// [`ErrorKind::Exists`]; [`ErrorKind::Full`]; what the file system says. Nothing is left
+    /// behind.
     pub fn create(path: &Path, volume: VolumeId, geometry: Geometry) -> Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -76,9 +78,14 @@ impl Ledger {
             .mode(0o600)
             .open(path)
             .at("make the ledger of dirty blocks", path)?;
-        file.set_len(file_len(&geometry)).at(OPEN, path)?;
-        write_header(&file, path, volume, &geometry)?;
-        Self::map(file, path, volume, geometry)
+        let made = give_blocks(&file, path, file_len(&geometry))
+            .and_then(|()| write_header(&file, path, volume, &geometry))
+            .and_then(|()| Self::map(file, path, volume, geometry));
+        if made.is_err() {
+            // Half a ledger would be taken for a damaged one.
+            let _ = std::fs::remove_file(path);
+        }
+        made
     }
 
     /// How the one that an earlier process kept would be found; nothing is changed.
@@ -94,12 +101,15 @@ impl Ledger {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Damaged`], [`ErrorKind::Unsupported`],
-    /// [`ErrorKind::Foreign`] or [`ErrorKind::Resized`] if it cannot be trusted.
+    /// [`ErrorKind::Foreign`] or [`ErrorKind::Resized`] if it cannot be trusted;
+    /// [`ErrorKind::Full`] if it has holes, and there is no room to fill them.
     pub fn open(path: &Path, volume: VolumeId, geometry: Geometry) -> Result<(Self, Survived)> {
         let mut options = OpenOptions::new();
         let opened = options.read(true).write(true).open(path);
         let file = opened.at(OPEN, path)?;
         let survived = check(&file, path, volume, &geometry)?;
+        // One that was copied, or made by an earlier version, may have holes.
+        give_blocks(&file, path, file_len(&geometry))?;
         let ledger = Self::map(file, path, volume, geometry)?;
         if survived == Survived::Flushed {
             ledger.live.iter().for_each(Bitmap::reconnect);
@@ -279,8 +289,19 @@ impl Ledger {
     }
 }
 
-fn file_len(geometry: &Geometry) -> u64 {
-    (HEADER + 32 * Layout::for_blocks(geometry.blocks()).words()) as u64
+fn file_len(geometry: &Geometry) -> ByteLen {
+    ByteLen::new((HEADER + 32 * Layout::for_blocks(geometry.blocks()).words()) as u64)
+}
+
+/// Takes the room that a file needs before it is mapped: see `sys/backing.rs`.
+pub(super) fn give_blocks(file: &File, path: &Path, len: ByteLen) -> Result<()> {
+    let given = backing::give_blocks(file, len).at("take room for what capture keeps", path);
+    given.map_err(|error| match error.kind() {
+        ErrorKind::Full => error.advice(format!(
+            "free {len} bytes on the file system of the state folder, and start again"
+        )),
+        _ => error,
+    })
 }
 
 fn damaged(path: &Path, what: &str) -> Error {
@@ -312,7 +333,7 @@ fn check(file: &File, path: &Path, volume: VolumeId, geometry: &Geometry) -> Res
     let read = file.read_exact_at(&mut header, 0);
     read.map_err(|source| damaged(path, "it is too short").source(source))?;
     let boot = check_header(&header, path, volume, geometry)?;
-    if file.metadata().at(OPEN, path)?.len() != file_len(geometry) {
+    if file.metadata().at(OPEN, path)?.len() != file_len(geometry).get() {
         return Err(damaged(path, "its length does not fit its header"));
     }
     Ok(if boot == *BootId::current()?.as_bytes() {
@@ -367,7 +388,7 @@ mod tests {
 
     use super::*;
     use crate::geometry::BlockNumber;
-    use crate::units::{BlockSize, ByteLen, SectorSize, VolumeSize};
+    use crate::units::{BlockSize, SectorSize, VolumeSize};
 
     const VOLUME: VolumeId = VolumeId::from_bytes([5; 16]);
     /// So large that each bitmap has pages of its own.

@@ -18,6 +18,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::capture::inline::ledger;
 use crate::device::{BlockDevice, BootId, DiskStats, IoStats};
 use crate::error::{IoContext, Result};
 use crate::sys::memory::SharedWords;
@@ -76,7 +77,7 @@ impl Traffic {
     /// The account at `path`; a new one if there is none.
     ///
     /// # Errors
-    /// What the file system says.
+    /// [`crate::ErrorKind::Full`]; what the file system says.
     pub fn open(path: &Path) -> Result<Self> {
         const OPEN: &str = "open the account of what was written";
         let mut options = OpenOptions::new();
@@ -88,7 +89,10 @@ impl Traffic {
             .mode(0o600)
             .open(path)
             .at(OPEN, path)?;
-        file.set_len(8 * WORDS as u64).at(OPEN, path)?;
+        let len = ByteLen::new(8 * WORDS as u64);
+        file.set_len(len.get()).at(OPEN, path)?;
+        // An empty account is as good as none: it may stay.
+        ledger::give_blocks(&file, path, len)?;
         let words = SharedWords::map(file.as_fd(), WORDS).at(OPEN, path)?;
         Ok(Self { words })
     }
