@@ -46,8 +46,11 @@ pub struct Spooler {
 struct Shared {
     service: Arc<Service>,
     spec: SpoolerSpec,
-    /// Opened when it is needed: the key may be on a disk that is not there yet.
+    /// Opened by the thread, again and again if need be: the key may be on a disk that is not
+    /// there yet.
     spool: Mutex<Option<Arc<Spool>>>,
+    /// Held by who opens it, which may take time.
+    opening: Mutex<()>,
     trouble: Mutex<Option<String>>,
     overflow: Mutex<Option<String>>,
 }
@@ -63,11 +66,10 @@ impl Spooler {
             service: Arc::clone(service),
             spec,
             spool: Mutex::new(None),
+            opening: Mutex::new(()),
             trouble: Mutex::new(None),
             overflow: Mutex::new(None),
         });
-        // What an earlier run has left takes room.
-        shared.note(shared.open().map(drop));
         let own = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("spooler".to_owned())
@@ -131,7 +133,8 @@ impl Spooler {
 
     /// Removes what the store has by now.
     pub fn trim(&self) {
-        if let Some(spool) = &*locked(&self.shared.spool) {
+        let spool = locked(&self.shared.spool).clone();
+        if let Some(spool) = spool {
             spool.remove_before(self.shared.service.stored_up_to());
         }
     }
@@ -147,6 +150,8 @@ impl Spooler {
 
 impl Shared {
     fn run(&self) {
+        // What an earlier run has left takes room.
+        self.note(self.open().map(drop));
         while !self.service.is_ending() {
             let Some(batch) = self.service.wait_to_spool(LOOK_AGAIN) else {
                 continue;
@@ -161,25 +166,27 @@ impl Shared {
     }
 
     fn open(&self) -> Result<Arc<Spool>> {
-        let mut spool = locked(&self.spool);
-        if let Some(spool) = &*spool {
+        let _alone = locked(&self.opening);
+        if let Some(spool) = &*locked(&self.spool) {
             return Ok(Arc::clone(spool));
         }
         let spec = &self.spec;
         let key = spec.key_file.as_deref().map(read_key_file).transpose()?;
-        let begun = Spool::begin(SpoolSpec {
+        let begun = Arc::new(Spool::begin(SpoolSpec {
             folder: spec.folder.clone(),
             volume: spec.volume,
             geometry: spec.geometry,
             key,
-        })?;
-        Ok(Arc::clone(spool.insert(Arc::new(begun))))
+        })?);
+        *locked(&self.spool) = Some(Arc::clone(&begun));
+        Ok(begun)
     }
 
     fn note(&self, done: Result<()>) {
         let trouble = done.err().map(|error| error.to_string());
         let mut before = locked(&self.trouble);
-        if let Some(trouble) = trouble.as_ref().filter(|_| *before != trouble) {
+        // Once, until it can be used again: what is said of room changes all the time.
+        if let (Some(trouble), None) = (&trouble, &*before) {
             tracing::warn!(volume = %self.spec.volume, "the spool cannot be used: {trouble}");
         }
         *before = trouble;

@@ -77,7 +77,9 @@ impl Member {
     /// An image was opened again whose newest epoch was `before`: whether a commit that seemed
     /// to fail had not.
     pub fn look_at_doubtful_commit(&mut self, before: Epoch, newest: Epoch) {
-        if newest == before.next() {
+        // Of a moment it may be a part only, and is read again in any case.
+        let is_stream = matches!(self.brings, Some(Brings::Stream(_)));
+        if is_stream && newest == before.next() {
             self.epoch_is_stored();
         }
         self.brings = None;

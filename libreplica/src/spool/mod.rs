@@ -249,13 +249,14 @@ impl Spool {
     /// Removes the logs that have only changes before number `upto`.
     pub fn remove_before(&self, upto: Sequence) {
         let mut logs = self.logs();
-        while let Some(log) = logs.front()
-            && log.end <= upto.get()
-        {
+        let count = logs.partition_point(|log| log.end <= upto.get());
+        let removed: Vec<_> = logs.drain(..count).collect();
+        // Nobody who asks how much there is waits for the disk.
+        drop(logs);
+        for log in removed {
             if let Err(error) = fs::remove_file(&log.path) {
                 tracing::warn!("{}: {error}", log.path.display());
             }
-            logs.pop_front();
         }
     }
 
