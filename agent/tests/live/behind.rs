@@ -269,6 +269,12 @@ fn a_paused_volume_spools_and_ends_without_its_spool_when_killed() {
     stage.daemon.until("it spools", "v", |status| {
         status["spooled_bytes"].as_u64() > Some(4 << 20)
     });
+    // Paused is paused, at the end as well.
+    let epoch = stage.daemon.status("v")["epoch"].clone();
+    stage.daemon.terminate();
+    stage.daemon.start_again();
+    assert_eq!(stage.daemon.status("v")["epoch"], epoch);
+    stage.write(0, 3000, 8192);
     stage.daemon.kill();
     stage.daemon.start_again();
     let status = stage.daemon.status("v");
@@ -362,4 +368,43 @@ fn a_slow_target_slows_nobody_down() {
         "8000 writes beside a slow target took {took:?}: {}",
         status["mode_changes"]
     );
+}
+
+/// Ended while what waits does not fit into the store: nothing that was read is taken for
+/// shipped.
+#[test]
+fn ended_while_the_store_is_too_small_it_loses_nothing() {
+    let place = Place::new();
+    let memory = Mount::memory(&place.at("memory"), 100 * MIB);
+    let disk = LoopDevice::new(&place, "disk.img", 192 * MIB);
+    let mut daemon = Daemon::start(&place);
+    let store = memory.at("store");
+    let uri = protect(&mut daemon, &disk, &store, &["--every", "1h"]);
+    // The end comes while it ships, before the store is full; what it has not read by then
+    // would fit into the store.
+    for wait in [5, 35, 80] {
+        daemon.replica(&["pause", "v"]).ok();
+        let commands = (0..124).map(|n| format!("write -q -P {} {n}M 1M", wait % 256));
+        let commands: Vec<String> = commands.collect();
+        qemu_io(
+            &uri,
+            &commands.iter().map(String::as_str).collect::<Vec<_>>(),
+        );
+        daemon.replica(&["resume", "v"]).ok();
+        std::thread::sleep(Duration::from_millis(wait));
+        daemon.terminate();
+        daemon.start_again();
+    }
+    memory.remount("size=600m");
+    daemon.until("it has caught up", "v", |status| {
+        status["mode"] == "data" && status["state"] == "replicating" && status["dirty_bytes"] == 0
+    });
+    daemon.replica(&["point", "v", "--timeout", "60s"]).ok();
+    daemon.replica(&["verify", "v"]).ok();
+    let image = restore(&store, "latest", &place.at("restored.img"));
+    assert!(
+        image == fs::read(disk.file()).unwrap(),
+        "changes are missing"
+    );
+    drop(daemon);
 }

@@ -153,3 +153,46 @@ fn a_store_that_was_put_back_is_noticed() {
         crate::inline::qemu_io(uri, &[&format!("write -P {at} {at}M 1M")]);
     });
 }
+
+/// The same while the daemon runs, and somebody asks for a point before its thread has looked.
+#[test]
+fn a_store_that_was_put_back_gives_no_false_point() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let disk = LoopDevice::new(&place, "disk.img", 64 * MIB);
+    let mut daemon = Daemon::start(&place);
+    daemon.protect(&Volume {
+        device: disk.path(),
+        store: &store,
+        name: "v",
+        options: &["--every", "1h", "--capture", "nbd"],
+    });
+    let uri = daemon.status("v")["address"].as_str().unwrap().to_owned();
+    let write = |at: u64| crate::inline::qemu_io(&uri, &[&format!("write -P {at} {at}M 1M")]);
+    let (old, away) = (place.at("old"), place.at("away"));
+    run("cp", ["-a", store.to_str().unwrap(), old.to_str().unwrap()]);
+    write(1);
+    daemon.point("v", &[]);
+    fs::rename(&store, &away).unwrap();
+    write(2);
+    daemon
+        .replica(&["point", "v", "--timeout", "3s"])
+        .fails(1, &[]);
+    fs::rename(&old, &store).unwrap();
+    // Refused, or of what the device holds.
+    let point = next_point(&daemon);
+    assert_restores(&place, &store, "v", &point, disk.path());
+    let status = daemon.status("v");
+    assert_eq!(status["counters"]["resyncs"], 1, "{status}");
+}
+
+fn next_point(daemon: &Daemon) -> String {
+    crate::stage::until(
+        "there is a point",
+        std::time::Duration::from_secs(60),
+        || {
+            let reply = daemon.replica(&["point", "v", "--timeout", "10s"]);
+            (reply.code == 0).then(|| reply.ok().to_owned())
+        },
+    )
+}

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use hrl_format::RecordOrder;
 use hrl_format::record::{Record, Root, Tag};
-use hrl_format::units::{ByteLen, Extent, Timestamp};
+use hrl_format::units::{ByteLen, Epoch, Extent, Timestamp};
 
 use crate::digest::{DigestTree, Leaf, LeafFunction};
 use crate::error::{Error, ErrorKind, Result};
@@ -51,6 +51,11 @@ impl EpochDraft {
 
     fn log(&mut self) -> Result<&mut EpochLog> {
         self.log.as_mut().ok_or_else(sealed_before)
+    }
+
+    /// Which epoch it will be; none while it is sealed.
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.log.as_ref().map(EpochLog::epoch)
     }
 
     /// Whether nothing was put into it yet.

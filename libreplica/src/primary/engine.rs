@@ -382,7 +382,7 @@ impl Primary {
         }
         for volume in self.all() {
             match volume.member_until(Instant::now() + PATIENCE) {
-                Ok(mut member) => member.end(),
+                Ok(mut member) => member.end(&volume),
                 Err(error) => volume.publish_error(&error),
             }
         }

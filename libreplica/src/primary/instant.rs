@@ -15,6 +15,8 @@ use crate::primary::still::Reached;
 
 /// How long to wait until what failed writes have left was read back.
 const SETTLE: Duration = Duration::from_secs(5);
+/// The same, while everybody waits.
+const SETTLE_FROZEN: Duration = Duration::from_millis(50);
 
 /// Whether the parts' users go through us. All of a group's do, or none's.
 pub fn is_inline(parts: &mut [Part<'_>]) -> bool {
@@ -30,17 +32,16 @@ pub fn is_inline(parts: &mut [Part<'_>]) -> bool {
 /// of into their drafts.
 pub fn reach(parts: &mut [Part<'_>], environment: &Environment, frozen: &[Filesystem]) -> Reached {
     let mut blocked = Duration::ZERO;
-    // Nobody waits in a freeze for what came before a gap.
-    let drained = drain(parts);
-    let taken = if let Err(missed) = drained {
+    let taken = if frozen.is_empty() {
+        settle(SETTLE, || drain(parts).and_then(|()| take(parts)))
+    } else if let Err(missed) = settle(SETTLE, || drain(parts).map(|()| is_ready(parts))) {
+        // Nobody waits in a freeze for that.
         Err(missed)
-    } else if frozen.is_empty() {
-        settle(|| drain(parts).and_then(|()| take(parts)))
     } else {
         let mut freezer = environment.freezer();
         let taken = match freezer.freeze(frozen, environment.options.freeze_limit) {
             Ok(freeze) => {
-                let taken = settle(|| take(parts));
+                let taken = settle(SETTLE_FROZEN, || take(parts));
                 let thawed = freeze.thaw();
                 taken.and_then(|taken| thawed.map(|_| taken).map_err(Missed::from))
             }
@@ -79,9 +80,22 @@ fn drain(parts: &mut [Part<'_>]) -> Result<(), Missed> {
     all_well(parts)
 }
 
+/// Whether a moment of all parts could be taken now.
+fn is_ready(parts: &mut [Part<'_>]) -> Result<()> {
+    let mut services = Vec::with_capacity(parts.len());
+    each(parts, |part| {
+        services.extend(part.source()?.service().cloned());
+        Ok(())
+    });
+    services.iter().try_for_each(|service| service.has_moment())
+}
+
 /// Tries again while it does not take long: what keeps a moment from being taken passes.
-fn settle<T>(mut attempt: impl FnMut() -> Result<Result<T>, Missed>) -> Result<T, Missed> {
-    let deadline = Instant::now() + SETTLE;
+fn settle<T>(
+    limit: Duration,
+    mut attempt: impl FnMut() -> Result<Result<T>, Missed>,
+) -> Result<T, Missed> {
+    let deadline = Instant::now() + limit;
     loop {
         match attempt()? {
             Ok(done) => return Ok(done),

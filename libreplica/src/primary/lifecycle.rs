@@ -141,7 +141,10 @@ fn with_member<T>(volume: &Volume, work: impl FnOnce(&mut Member) -> Result<T>) 
         .member_until(Instant::now() + PATIENCE)
         .inspect_err(|error| volume.publish_error(error))?;
     work(&mut member).inspect_err(|error| {
-        if !volume.is_stopping() {
+        if volume.is_stopping() {
+            // What was read and did not get home is shipped at the end, or by the next run.
+            member.reclaim();
+        } else {
             note_failure(volume, &mut member, error);
         }
     })

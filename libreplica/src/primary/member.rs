@@ -4,7 +4,7 @@
 //! the store, so that bringing it up again is the one way to recover from anything.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hrl_format::id::VolumeId;
 use hrl_format::units::{BlockSize, Epoch, SectorSize, VolumeSize};
@@ -16,7 +16,7 @@ use crate::capture::Observer;
 use crate::digest::DigestTree;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
-use crate::primary::config::{Phase, VolumeConfig};
+use crate::primary::config::{Phase, Shipping, VolumeConfig};
 use crate::primary::environment::Environment;
 use crate::primary::inline::{Ending, Inline, Past};
 use crate::primary::lifecycle;
@@ -26,6 +26,10 @@ use crate::primary::stream::{Brings, StreamDraft};
 use crate::primary::tracking::FAILED;
 use crate::primary::volume::Volume;
 use crate::store::FoldStep;
+
+/// How long what waits is shipped when the daemon ends: while users are served, and after.
+const SHIP_FIRST: Duration = Duration::from_secs(10);
+const SHIP_LAST: Duration = Duration::from_secs(1);
 
 /// The working part of one volume.
 pub struct Member {
@@ -45,8 +49,8 @@ pub struct Member {
     pub(super) brings: Option<Brings>,
     /// Whether the image is a state that the volume had.
     pub(super) is_at_a_point: bool,
-    /// The image's newest epoch when its side was let go of.
-    newest: Option<Epoch>,
+    /// The epoch that is being committed, or was when that failed.
+    pub(super) committing: Option<Epoch>,
     /// Since when something may be dirty that the store does not have.
     behind_since: Instant,
 }
@@ -70,7 +74,7 @@ impl Member {
             stream: None,
             brings: None,
             is_at_a_point: false,
-            newest: None,
+            committing: None,
             behind_since: Instant::now(),
         }
     }
@@ -90,7 +94,7 @@ impl Member {
             stream: None,
             brings: None,
             is_at_a_point: false,
-            newest: None,
+            committing: None,
             behind_since,
         }
     }
@@ -184,16 +188,18 @@ impl Member {
         if let Some(source) = &mut self.source {
             source.settle(volume, environment)?;
         }
+        if volume.config().phase != Phase::Replicating {
+            // What follows on the image is nothing that the volume ever was.
+            (self.stream, self.is_at_a_point) = (None, false);
+        }
         sink
     }
 
     fn bring_up_sink(&mut self, volume: &Volume, environment: &Environment) -> Result<()> {
         let note = |cause: &str| lifecycle::needs_resync(volume, environment, cause).map(drop);
         let sink = Sink::bring_up(&volume.config(), self.geometry, environment, note)?;
-        if let Some(before) = self.newest.take() {
-            let newest = sink.writer.catalogue().last_epoch();
-            self.look_at_doubtful_commit(before, newest);
-        }
+        self.look_at_commit(sink.writer.catalogue().last_epoch());
+        (self.brings, self.committing) = (None, None);
         self.sink = Some(sink);
         Ok(())
     }
@@ -238,10 +244,17 @@ impl Member {
         if let Some(source) = self.source.take() {
             self.observer = source.observer();
         }
-        if let Some(sink) = self.sink.take() {
-            self.newest = Some(sink.writer.catalogue().last_epoch());
-        }
+        self.look_at_own_commit();
+        self.sink = None;
         self.rewind();
+    }
+
+    /// A commit has failed, perhaps behind the store's part of it.
+    fn look_at_own_commit(&mut self) {
+        if let Some(sink) = &self.sink {
+            let newest = sink.writer.catalogue().last_epoch();
+            self.look_at_commit(newest);
+        }
     }
 
     /// The stream is read again from where the store ends.
@@ -252,12 +265,21 @@ impl Member {
         }
     }
 
-    /// The daemon ends: so does the service of the device's users.
-    pub fn end(&mut self) {
-        if let Some(inline) = &self.inline {
+    /// The daemon ends: so does the service of the device's users. What waits in memory would
+    /// be lost and known by its blocks only: it is shipped first, for a while, and what comes
+    /// meanwhile when nobody is served any more, for a moment.
+    pub fn end(&mut self, volume: &Volume) {
+        if let Some(inline) = self.inline.clone() {
+            let config = volume.config();
+            let ships = config.shipping == Shipping::On && config.phase == Phase::Replicating;
+            let home = |member: &mut Self, limit| match ships {
+                true => member.bring_home(Instant::now() + limit),
+                false => Ok(()),
+            };
+            let done = home(self, SHIP_FIRST);
             let ended = inline.end(Ending::Daemon);
-            // Nothing changes any more; what is in memory would be lost.
-            if let Err(error) = ended.and_then(|()| self.bring_home()) {
+            let done = done.and(ended).and_then(|()| home(self, SHIP_LAST));
+            if let Err(error) = done {
                 tracing::warn!(volume = %self.id, "{error}");
             }
         }
@@ -289,7 +311,8 @@ impl Member {
         if let Some(source) = &mut self.source {
             source.reclaim();
         }
-        self.brings = None;
+        self.look_at_own_commit();
+        (self.brings, self.committing) = (None, None);
         self.rewind();
     }
 

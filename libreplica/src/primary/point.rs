@@ -16,6 +16,7 @@ use hrl_format::units::Timestamp;
 
 use crate::capture::inline::Moment;
 use crate::error::{Error, ErrorKind, Result};
+use crate::primary::config::Phase;
 use crate::primary::draft::EpochDraft;
 use crate::primary::environment::Environment;
 use crate::primary::instant;
@@ -229,6 +230,13 @@ impl<'a> Part<'a> {
 
     fn bring_up(&mut self, environment: &Environment) -> Result<()> {
         self.member.bring_up(self.volume, environment)?;
+        if self.volume.config().phase != Phase::Replicating {
+            // Found out just now: what is tracked does not make the image one state.
+            return Err(Error::new(ErrorKind::ResyncNeeded, "make a point")
+                .volume(self.volume.id())
+                .detail("source and image must be compared first")
+                .advice("that follows by itself; see `replica status`"));
+        }
         self.source()?.still_there()
     }
 
@@ -293,17 +301,16 @@ impl<'a> Part<'a> {
     /// Seals and ships the draft; its point is listed then.
     fn ship(&mut self, mut draft: EpochDraft, tag: Option<Tag>) -> Result<()> {
         let (source, sink) = self.member.live()?;
-        let shipped = draft.shipped().get();
-        let began = source.round_began();
+        let (shipped, began) = (draft.shipped().get(), source.round_began());
         if tag.is_some() || !draft.is_empty() {
             if let Some(mut tag) = tag {
                 tag.root = draft.root(&sink.tree)?;
                 draft.tag(tag)?;
             }
-            let committed = draft.commit(&mut sink.writer, &mut sink.tree)?;
+            let committed = self.member.commit(draft)?;
             self.point = committed.points.into_iter().next();
         }
-        source.acknowledge()?;
+        self.member.live()?.0.acknowledge()?;
         self.member.epoch_is_stored();
         self.member.caught_up_to(began);
         self.volume

@@ -6,6 +6,8 @@
 //! Where capture had no room the stream ends in a gap. What came before is shipped first;
 //! then the gap is closed, by a copy of what changed in it as it was at one moment.
 
+use std::time::Instant;
+
 use hrl_format::RecordOrder;
 use hrl_format::record::Record;
 use hrl_format::units::{ByteLen, Epoch, Extent, Sequence, Timestamp};
@@ -16,6 +18,7 @@ use crate::geometry::{BlockNumber, Geometry, Run};
 use crate::policy::Mode;
 use crate::primary::draft::EpochDraft;
 use crate::primary::member::{Member, Sink, Source};
+use crate::store::Committed;
 
 /// Bytes taken out of the backlog at a time.
 const TAKE: ByteLen = ByteLen::new(8 << 20);
@@ -49,7 +52,7 @@ impl Member {
     pub fn gather(&mut self, moment: &Moment) -> Result<EpochDraft> {
         match moment {
             Moment::Stream(cut) => {
-                let stream = self.ship_stream(cut)?;
+                let stream = self.ship_stream(cut, None)?;
                 self.brings = Some(Brings::Stream(stream.end));
                 Ok(stream.draft)
             }
@@ -74,15 +77,26 @@ impl Member {
         self.is_at_a_point = true;
     }
 
-    /// An image was opened again whose newest epoch was `before`: whether a commit that seemed
-    /// to fail had not.
-    pub fn look_at_doubtful_commit(&mut self, before: Epoch, newest: Epoch) {
-        // Of a moment it may be a part only, and is read again in any case.
-        let is_stream = matches!(self.brings, Some(Brings::Stream(_)));
-        if is_stream && newest == before.next() {
+    /// Makes a draft durable in the store.
+    ///
+    /// # Errors
+    /// What the store failed with, or the digest tree. In the second case, and perhaps in the
+    /// first, the store has the epoch: [`Self::look_at_commit`] tells.
+    pub fn commit(&mut self, draft: EpochDraft) -> Result<Committed> {
+        self.committing = draft.epoch();
+        let (_, sink) = self.live()?;
+        let committed = draft.commit(&mut sink.writer, &mut sink.tree)?;
+        self.committing = None;
+        Ok(committed)
+    }
+
+    /// The store's newest epoch is `newest`: whether a commit that failed has brought what it
+    /// was to bring all the same. To be shipped again, it would be in the logs twice.
+    pub fn look_at_commit(&mut self, newest: Epoch) {
+        if self.committing.is_some_and(|epoch| epoch <= newest) {
+            self.committing = None;
             self.epoch_is_stored();
         }
-        self.brings = None;
     }
 
     /// Puts what the backlog has now into the epoch under way.
@@ -93,7 +107,7 @@ impl Member {
         let Some(service) = self.live()?.0.service().cloned() else {
             return Ok(());
         };
-        let stream = self.ship_stream(&service.end_now())?;
+        let stream = self.ship_stream(&service.end_now(), None)?;
         self.stream = Some(stream);
         Ok(())
     }
@@ -109,7 +123,7 @@ impl Member {
         if service.waiting().mode == Mode::Data {
             return Ok(());
         }
-        let stream = self.ship_stream(&service.end_now())?;
+        let stream = self.ship_stream(&service.end_now(), None)?;
         self.store(stream)
     }
 
@@ -128,37 +142,47 @@ impl Member {
         self.store_moment(&service)
     }
 
-    /// Ships what waits in memory and spool as an epoch without a point.
+    /// Ships what waits in memory and spool as epochs without a point, as far as it comes until
+    /// `deadline`; the rest is known by its blocks.
     ///
     /// # Errors
     /// As [`Self::gather`].
-    pub fn bring_home(&mut self) -> Result<()> {
+    pub fn bring_home(&mut self, deadline: Instant) -> Result<()> {
         if !self.is_up() {
             return Ok(());
         }
-        match self.live()?.0.service().cloned() {
-            Some(service) if service.waiting().mode == Mode::Data => self.store_moment(&service),
-            _ => Ok(()),
+        let Some(service) = self.live()?.0.service().cloned() else {
+            return Ok(());
+        };
+        if service.waiting().mode != Mode::Data {
+            return Ok(());
         }
+        let cut = service.end_now();
+        let stream = self.ship_stream(&cut, Some(deadline))?;
+        let is_all = stream.end == cut;
+        self.store(stream)?;
+        if is_all {
+            self.store_moment(&service)?;
+        }
+        Ok(())
     }
 
     fn store_moment(&mut self, service: &Service) -> Result<()> {
         let (_, moments) = Service::moment(&[service])?;
         for moment in moments {
             let draft = self.gather(&moment)?;
-            let (source, sink) = self.live()?;
             if !draft.is_empty() {
-                draft.commit(&mut sink.writer, &mut sink.tree)?;
+                self.commit(draft)?;
             }
-            source.acknowledge()?;
+            self.live()?.0.acknowledge()?;
             self.epoch_is_stored();
         }
         Ok(())
     }
 
     /// Puts what the backlog has up to `cut` into the epoch under way, which is made durable
-    /// in the store where its memory is needed.
-    fn ship_stream(&mut self, cut: &Cut) -> Result<StreamDraft> {
+    /// in the store where its memory is needed; as much of it as there is time for.
+    fn ship_stream(&mut self, cut: &Cut, deadline: Option<Instant>) -> Result<StreamDraft> {
         let geometry = self.geometry();
         loop {
             let mut stream = match self.stream.take() {
@@ -170,7 +194,7 @@ impl Member {
             let is_to_be_stored = source.service().is_some_and(|it| it.should_store());
             if stream.draft.is_large() || is_to_be_stored && !stream.draft.is_empty() {
                 self.store(stream)?;
-            } else if read == Progress::End {
+            } else if read == Progress::End || deadline.is_some_and(|end| Instant::now() >= end) {
                 return Ok(stream);
             } else {
                 self.stream = Some(stream);
@@ -181,7 +205,11 @@ impl Member {
     fn begin_stream(&mut self, cut: &Cut) -> Result<StreamDraft> {
         let order = self.order();
         let (source, sink) = self.live()?;
-        let stored = source.service().map(|service| service.stored_up_to());
+        let stored = source.service().map(|service| {
+            // A draft that was dropped takes what it had read with it.
+            service.read_again();
+            service.stored_up_to()
+        });
         Ok(StreamDraft {
             draft: EpochDraft::begin_in(&sink.writer, order)?,
             end: cut.at(stored.unwrap_or_default()),
@@ -227,8 +255,7 @@ impl Member {
     fn store(&mut self, stream: StreamDraft) -> Result<()> {
         if !stream.draft.is_empty() {
             self.brings = Some(Brings::Stream(stream.end));
-            let (_, sink) = self.live()?;
-            stream.draft.commit(&mut sink.writer, &mut sink.tree)?;
+            self.commit(stream.draft)?;
             let is_at_a_point = self.is_at_a_point;
             self.epoch_is_stored();
             self.is_at_a_point = is_at_a_point;

@@ -133,6 +133,28 @@ impl Service {
         state.backlog.read(cut.upto, bytes)
     }
 
+    /// What was read and is not stored will be read again; the stream is given up where it
+    /// goes on from a moment that the store does not have.
+    pub fn read_again(&self) {
+        let interceptor = self.interceptor();
+        let mut state = lock(&interceptor.state);
+        let losses = state.backlog.losses();
+        let forgotten = state.backlog.rewind();
+        if losses != state.backlog.losses() {
+            interceptor.mode_changed(&mut state, "a moment was not brought into the store");
+        }
+        drop(state);
+        drop(forgotten);
+    }
+
+    /// Whether a moment could be taken now.
+    ///
+    /// # Errors
+    /// As [`Self::moment`].
+    pub fn has_moment(&self) -> Result<()> {
+        self.is_ready(&lock(&self.interceptor().state))
+    }
+
     /// What is before number `upto` was read from the spool.
     pub fn was_read(&self, upto: Sequence) {
         lock(&self.interceptor().state).backlog.was_read(upto);
