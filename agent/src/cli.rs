@@ -262,8 +262,9 @@ pub struct RestoreArgs {
     /// A point's id, `latest`, a time (RFC 3339), or EPOCH:SEQ
     ///
     /// A time within a window that `replica points` shows means the state after the last
-    /// write that had completed by then, to the nanosecond; any other time, the newest point
-    /// at or before it. EPOCH:SEQ is the state after exactly that record, numbered as
+    /// write that had completed by then, to the nanosecond; one behind it, up to the next
+    /// point or window, the state at the window's end; any other time, the newest point at or
+    /// before it. What a time came to mean is printed. EPOCH:SEQ is the state after exactly that record, numbered as
     /// `replica log dump` shows it; EPOCH:start the one before the epoch's first.
     #[arg(long, value_name = "ID|latest|RFC3339|EPOCH:SEQ")]
     pub point: String,

@@ -1,6 +1,6 @@
 //! `replica restore`: a point, or a moment between two, back to a file or a device, from the
-//! store itself. Without
-//! `--store` the daemon is asked only where that store is.
+//! store itself. Without `--store` the daemon is asked only where that store is. Which state a
+//! time has come to mean is said before anything is written.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -20,7 +20,7 @@ use crate::output::{self, Progress};
 struct RestoreOutput {
     /// Null for a moment that is no point.
     point: Option<PointSummary>,
-    /// Null unless a moment was asked for, or a time within a window.
+    /// Null unless a moment was asked for, or a time within or behind a window.
     moment: Option<String>,
     time: String,
     output: String,
@@ -38,7 +38,15 @@ pub fn run(daemon: &DaemonArgs, args: &RestoreArgs) -> Result<ExitCode, Failure>
         args.store.as_deref(),
         args.key_file.as_deref(),
     )?;
-    let state = located.reader.state(selector(&args.point)?)?;
+    let selector = selector(&args.point)?;
+    let state = located.reader.state(selector)?;
+    if let PointSelector::AtOrBefore(time) = selector {
+        eprintln!(
+            "the last state known at {}: {state} of {}",
+            rfc3339(time),
+            rfc3339(state.time())
+        );
+    }
     let overwrite = if args.force {
         Overwrite::Replace
     } else {

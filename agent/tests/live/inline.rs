@@ -101,6 +101,44 @@ fn every_moment_of_a_served_device_comes_back() {
     assert!(fs::File::options().write(true).open(disk.path()).is_ok());
 }
 
+/// A time behind the last write that has reached the store means the state after it, not the
+/// recovery point before it; and `restore` says so.
+#[test]
+fn a_time_behind_the_last_write_means_the_state_after_it() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let disk = LoopDevice::new(&place, "disk.img", 64 * MIB);
+    let mut daemon = Daemon::start(&place);
+    let uri = protect(&mut daemon, &disk, &store, &["--every", "1h"]);
+    qemu_io(&uri, &["write -P 1 0 64k"]);
+    let point = daemon.replica(&["point", "v"]).ok().to_owned();
+    let behind_the_point = time();
+    qemu_io(&uri, &["write -P 2 0 4k"]);
+    // Told to end, the agent ships what it has; no point comes of it.
+    daemon.terminate();
+    let behind_all = time();
+    let listed = ["points", "v", "--store", store.to_str().unwrap(), "--json"];
+    let listed = replica(&listed).json();
+    let newest = listed["points"].as_array().unwrap().last().unwrap();
+    assert_eq!(newest["id"], point.as_str());
+    let window = listed["windows"].as_array().unwrap().last().unwrap();
+    let (to, moment) = (&window["to"], window["to_moment"].as_str().unwrap());
+    assert!(to.as_str().unwrap() < behind_all.as_str(), "{listed}");
+
+    let output = place.at("restored.img");
+    for (asked, said, byte) in [
+        (&behind_the_point, format!("point {point} of "), 1),
+        (&behind_all, format!("moment {moment} of "), 2),
+    ] {
+        let args = ["restore", "v", "--store", store.to_str().unwrap()];
+        let to = ["--point", asked, "--output", output.to_str().unwrap()];
+        let reply = replica(&[&args[..], &to, &["--force", "--json"]].concat());
+        assert_eq!(reply.code, 0, "{}", reply.stderr);
+        assert!(reply.stderr.contains(&said), "{said}: {}", reply.stderr);
+        assert_filled(&fs::read(&output).unwrap(), 0..4096, byte);
+    }
+}
+
 /// The map of a context as nbdinfo reads it: the stretches that changed, in bytes.
 #[track_caller]
 fn changed(uri: &str, point: &str) -> Vec<(u64, u64)> {

@@ -124,8 +124,9 @@ impl VolumeReader {
         Ok(self.catalogue()?.windows())
     }
 
-    /// The state that is meant. A time within a window means the state after the last record
-    /// that had completed by then; any other time, the newest point that is not younger.
+    /// The state that is meant. A time means the state after the last record that had completed
+    /// by then, of those that are known: within a window, of its records; behind one, its last.
+    /// If a point that is not younger than the time holds as much, that point is meant.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is none, naming the windows if a moment was meant;
@@ -182,15 +183,17 @@ impl VolumeReader {
         Ok(PointReader::new(lease, State::Moment(state), layers))
     }
 
-    /// The moment that a time within a window means; `None` if it lies in no window, or a point
-    /// not younger than it holds as much.
+    /// The moment that a time within or behind a window means; `None` if it lies before all
+    /// windows, or a point not younger than it holds as much.
     fn moment_at(&self, time: Timestamp) -> Result<Option<Moment>> {
         let (_lease, catalogue) = Lease::take(&self.folder, Wanted::View)?;
         let mut windows = catalogue.window_logs().into_iter().rev();
-        let holds = |window: Window| window.holds(time);
+        // The newest that has begun. If it has ended by then, its last record is meant: nothing
+        // newer is known until the next point or window.
+        let begun = |window: Window| window.from.time <= time;
         let found = windows.find(|range| {
             let window = catalogue.window(&catalogue.logs[range.clone()]);
-            window.is_some_and(holds)
+            window.is_some_and(begun)
         });
         let Some(range) = found else { return Ok(None) };
         let logs = &catalogue.logs[range];

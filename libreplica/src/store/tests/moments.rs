@@ -143,12 +143,10 @@ impl History {
     /// Each time means what it must.
     fn check_times(&self, moments: &[KnownMoment]) {
         let reader = self.reader();
-        let windows = reader.windows().unwrap();
         for seconds in 1_000..=self.time().as_nanos() / 1_000_000_000 {
             let time = Timestamp::from_nanos(seconds * 1_000_000_000 + 1);
             let point = self.model.points.iter().rfind(|known| known.time <= time);
-            let inside = windows.iter().any(|window| window.holds(time));
-            let moment = moments.iter().rfind(|known| inside && known.time <= time);
+            let moment = moments.iter().rfind(|known| known.time <= time);
             let state = reader.state(PointSelector::AtOrBefore(time));
             let (found, image) = match (point, moment) {
                 (None, None) => {
@@ -331,6 +329,46 @@ fn what_lies_in_no_window_is_refused_and_the_windows_are_named() {
         assert!(named, "{said}");
         // Nothing is older than epoch 2's point, and the base is not looked at before that.
         assert!(text == "1:0" || said.contains(why), "{said}");
+    }
+}
+
+/// A time behind the last record of a window must not fall back to the point before it.
+#[test]
+fn a_time_behind_a_window_means_its_last_record() {
+    for key in keys() {
+        let scratch = Scratch::in_memory();
+        let (mut history, mut writer) = streamed(&scratch, key);
+        // Records behind the newest point, and no point behind them.
+        let mut epoch = writer.begin_epoch_in(RecordOrder::AsCompleted).unwrap();
+        for _ in 0..3 {
+            history.change(&mut epoch);
+            history.remember(&epoch);
+        }
+        writer.commit(epoch).unwrap();
+        history.keep_moments(&writer);
+        let last = history.model.moments.last().unwrap().clone();
+        let at = |time| PointSelector::AtOrBefore(time);
+        let little = Timestamp::from_nanos(last.time.as_nanos() + 1);
+        let never = Timestamp::from_nanos(i64::MAX);
+        let reader = history.reader();
+        assert!(reader.windows().unwrap().iter().all(|w| !w.holds(little)));
+        for time in [last.time, little, never] {
+            let state = reader.state(at(time)).unwrap();
+            assert_eq!((state.id(), state.time()), (last.moment.into(), last.time));
+            same(&mut reader.open(state.id()).unwrap(), &last.image);
+        }
+        // What follows is read later: of the gap nothing is known, up to its point.
+        history.now();
+        let gap = history.now();
+        history.epoch_as_read(&mut writer);
+        let reader = history.reader();
+        let newest = reader.points().unwrap().last().unwrap().clone();
+        assert!(gap < newest.time && !reader.windows().unwrap().iter().any(|w| w.holds(gap)));
+        assert_eq!(reader.state(at(gap)).unwrap().id(), last.moment.into());
+        for time in [newest.time, never] {
+            assert_eq!(reader.state(at(time)).unwrap().id(), newest.id.into());
+        }
+        history.check_moments();
     }
 }
 
