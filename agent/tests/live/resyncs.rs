@@ -2,9 +2,11 @@
 //! shipped, the points before it stay, and status says why it was done. Verify compares and
 //! ships nothing.
 
+use std::collections::HashSet;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::stage::{
     Daemon, Fio, LoopDevice, MIB, Place, Volume, assert_restores, restore, run, write_random,
@@ -104,6 +106,42 @@ fn verify_tells_when_the_image_differs() {
     let point = daemon.point("v", &[]);
     assert_restores(&place, &store, "v", &point, disk.path());
     drop(id);
+}
+
+/// Thousands of blocks that really differ are looked at again together, not one by one.
+#[test]
+fn verify_of_an_image_that_differs_everywhere_ends() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let disk = LoopDevice::new(&place, "disk.img", 128 * MIB);
+    write_random(disk.path(), 0, 128);
+    let mut daemon = Daemon::start(&place);
+    let options = ["--every", "1h", "--block-size", "4096"];
+    daemon.protect(&Volume {
+        device: disk.path(),
+        store: &store,
+        name: "v",
+        options: &options,
+    });
+    // Past every tracepoint, as above: every other block, and a run of blocks.
+    let file = OpenOptions::new().write(true).open(disk.file()).unwrap();
+    let alone = (0..128 * MIB).step_by(8192);
+    let together = (64 * MIB..72 * MIB).step_by(4096);
+    let differing: HashSet<u64> = alone.chain(together).collect();
+    for at in &differing {
+        file.write_all_at(b"past the device", *at).unwrap();
+    }
+    run("blockdev", ["--flushbufs", disk.path().to_str().unwrap()]);
+    let begun = Instant::now();
+    let verified = daemon.replica(&["verify", "v", "--json"]);
+    let took = begun.elapsed();
+    assert_eq!(verified.code, 3, "{}{}", verified.stdout, verified.stderr);
+    let report: serde_json::Value = serde_json::from_str(&verified.stdout).unwrap();
+    assert_eq!(report["bytes_differing"], 4096 * differing.len());
+    assert_eq!(report["bytes_in_motion"], 0);
+    assert_eq!(report["differing"].as_array().unwrap().len(), 1000);
+    // One by one they took a quarter of an hour.
+    assert!(took < Duration::from_secs(60), "{took:?}");
 }
 
 /// The store is put back to what it was before an epoch that it had acknowledged.

@@ -1,7 +1,8 @@
 //! Verify: source and image are compared while writes go on. A block that differs and is
 //! dirty is no difference: its change is on its way. One that differs and is clean is
-//! read once more before it is reported, for a write may have been between the device
-//! and the mark when it was read.
+//! read again before it is reported, for a write may have been between the device and the
+//! mark when it was read. All such blocks of a slice are looked at again together: an image
+//! that really differs may have millions, and nothing ships while they are waited for.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,30 +12,38 @@ use hrl_format::units::{ByteOffset, Extent};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{BlockNumber, Geometry, Run};
 use crate::primary::config::Phase;
-use crate::primary::copy::{READ, next_slice};
+use crate::primary::copy::{READ, next_slice, reads};
 use crate::primary::environment::Environment;
 use crate::primary::lifecycle;
 use crate::primary::member::{Sink, Source};
 use crate::primary::status::{DifferingRange, VerifySummary};
 use crate::primary::volume::Volume;
+use crate::store::TipReader;
 
 /// How long to wait for a point that is being made.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Ranges named in a report, at most.
 const NAMED_MAX: usize = 1000;
-/// How often a block that differs is read again.
+/// How often the blocks of a slice that differ are read again.
 const LOOKS: u32 = 3;
+/// How long to wait between two looks.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 /// Compares the source of `volume` with its image, slice by slice, so that points are
 /// made in between.
 ///
 /// # Errors
-/// [`ErrorKind::ResyncNeeded`] during the first copy and a resync; else what source or
-/// store failed with.
+/// [`ErrorKind::ResyncNeeded`] during the first copy and a resync; [`ErrorKind::State`] when
+/// the volume's thread shall end; else what source or store failed with.
 pub fn verify(volume: &Arc<Volume>, environment: &Environment) -> Result<VerifySummary> {
     let mut summary = VerifySummary::default();
     let mut at = ByteOffset::ZERO;
     loop {
+        if volume.is_stopping() {
+            return Err(Error::new(ErrorKind::State, "verify the volume")
+                .volume(volume.id())
+                .detail("stopped on request"));
+        }
         if volume.config().phase != Phase::Replicating {
             return Err(Error::new(ErrorKind::ResyncNeeded, "verify the volume")
                 .volume(volume.id())
@@ -67,67 +76,97 @@ fn compare(
     slice: Extent,
     summary: &mut VerifySummary,
 ) -> Result<()> {
-    let mut image = sink.writer.read_tip()?;
-    let mut expected = vec![0; READ as usize];
+    let mut image = Image {
+        tip: sink.writer.read_tip()?,
+        buffer: vec![0; READ as usize],
+    };
     let mut suspects = Vec::new();
     let exclusions = source.exclusions.clone();
     exclusions.read(geometry, slice, source.reader()?, |extent, data| {
         let Some(data) = data else { return Ok(()) };
         summary.bytes_compared += extent.len().get();
-        let expected = &mut expected[..data.len()];
-        image.read_at(extent.offset(), expected)?;
-        if data != expected {
-            let block = geometry.block.get() as usize;
-            let first = extent.offset().get() / block as u64;
-            let pairs = data.chunks(block).zip(expected.chunks(block));
-            let differing = (first..)
-                .zip(pairs)
-                .filter(|(_, (ours, theirs))| ours != theirs);
-            suspects.extend(differing.map(|(number, _)| BlockNumber::new(number)));
-        }
-        Ok(())
+        image.compare(geometry, extent, data, &mut suspects)
     })?;
-    for block in suspects {
-        let extent = geometry.extent_of(Run {
-            start: block,
-            end: BlockNumber::new(block.get() + 1),
-        });
-        if differs_for_good(source, &mut image, extent, block)? {
-            report(summary, extent);
-        } else {
-            summary.bytes_in_motion += extent.len().get();
-        }
+    let suspected = bytes_of(geometry, &suspects);
+    look_again(source, &mut image, geometry, &mut suspects)?;
+    summary.bytes_in_motion += suspected - bytes_of(geometry, &suspects);
+    for run in runs(&suspects) {
+        report(summary, geometry.extent_of(run));
     }
     Ok(())
 }
 
-/// Whether a block differs although nothing says that it was written.
-fn differs_for_good(
-    source: &mut Source,
-    image: &mut crate::store::TipReader,
-    extent: Extent,
-    block: BlockNumber,
-) -> Result<bool> {
-    let mut expected = vec![0; extent.len().get() as usize];
-    image.read_at(extent.offset(), &mut expected)?;
-    for _ in 0..LOOKS {
-        let same = {
-            let mut pieces = source.reader()?.pieces([extent]);
-            let mut same = true;
-            let mut at = 0;
-            while let Some((_, data)) = pieces.next()? {
-                same &= data == &expected[at..at + data.len()];
-                at += data.len();
-            }
-            same
-        };
-        // Asked after the read: a write marks its block before the device has it.
-        if same || source.excuses(block) {
-            return Ok(false);
+/// The image, and room for what is compared with it at once.
+struct Image {
+    tip: TipReader,
+    buffer: Vec<u8>,
+}
+
+impl Image {
+    /// Adds the blocks of `extent` to `differing` that are not as `data` says.
+    fn compare(
+        &mut self,
+        geometry: &Geometry,
+        extent: Extent,
+        data: &[u8],
+        differing: &mut Vec<BlockNumber>,
+    ) -> Result<()> {
+        let expected = &mut self.buffer[..data.len()];
+        self.tip.read_at(extent.offset(), expected)?;
+        if data != expected {
+            let block = geometry.block.get() as usize;
+            let first = extent.offset().get() / block as u64;
+            let pairs = (first..).zip(data.chunks(block).zip(expected.chunks(block)));
+            let unequal = pairs.filter(|(_, (ours, theirs))| ours != theirs);
+            differing.extend(unequal.map(|(number, _)| BlockNumber::new(number)));
         }
-        std::thread::sleep(Duration::from_millis(20));
+        Ok(())
     }
-    Ok(true)
+}
+
+/// Leaves of `suspects` those that differ although nothing says that they were written.
+fn look_again(
+    source: &mut Source,
+    image: &mut Image,
+    geometry: &Geometry,
+    suspects: &mut Vec<BlockNumber>,
+) -> Result<()> {
+    for look in 0..LOOKS {
+        if suspects.is_empty() {
+            break;
+        }
+        if look > 0 {
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+        let mut still = Vec::new();
+        let extents = runs(suspects).map(|run| geometry.extent_of(run));
+        let mut pieces = source.reader()?.pieces(extents.flat_map(reads));
+        while let Some((extent, data)) = pieces.next()? {
+            image.compare(geometry, extent, data, &mut still)?;
+        }
+        drop(pieces);
+        // Asked after the read: a write marks its block before the device has it.
+        still.retain(|block| !source.excuses(*block));
+        *suspects = still;
+    }
+    Ok(())
+}
+
+/// Ascending blocks, neighbours taken together.
+fn runs(blocks: &[BlockNumber]) -> impl Iterator<Item = Run> {
+    let neighbours = blocks.chunk_by(|a, b| a.get() + 1 == b.get());
+    neighbours.filter_map(|run| {
+        let (first, last) = (run.first()?, run.last()?);
+        Some(Run {
+            start: *first,
+            end: BlockNumber::new(last.get() + 1),
+        })
+    })
+}
+
+fn bytes_of(geometry: &Geometry, blocks: &[BlockNumber]) -> u64 {
+    let lengths = blocks.iter().map(|block| geometry.block_len(*block).get());
+    lengths.sum()
 }
 
 fn report(summary: &mut VerifySummary, extent: Extent) {
