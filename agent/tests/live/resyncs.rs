@@ -8,6 +8,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+
 use crate::stage::{
     Daemon, Fio, LoopDevice, MIB, Place, Volume, assert_restores, restore, run, write_random,
 };
@@ -142,6 +144,37 @@ fn verify_of_an_image_that_differs_everywhere_ends() {
     assert_eq!(report["differing"].as_array().unwrap().len(), 1000);
     // One by one they took a quarter of an hour.
     assert!(took < Duration::from_secs(60), "{took:?}");
+}
+
+/// SIGTERM is heeded while blocks that differ are looked at again.
+#[test]
+fn verify_ends_when_the_agent_is_told_to() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let disk = LoopDevice::new(&place, "disk.img", 2048 * MIB);
+    let mut daemon = Daemon::start(&place);
+    let options = ["--every", "1h", "--block-size", "4096"];
+    daemon.protect(&Volume {
+        device: disk.path(),
+        store: &store,
+        name: "v",
+        options: &options,
+    });
+    // In each slice something differs, and is waited for.
+    let file = OpenOptions::new().write(true).open(disk.file()).unwrap();
+    for at in (0..2048 * MIB).step_by(256 << 10) {
+        file.write_all_at(b"past the device", at).unwrap();
+    }
+    run("blockdev", ["--flushbufs", disk.path().to_str().unwrap()]);
+    let verified = std::thread::scope(|scope| {
+        let verify = scope.spawn(|| daemon.replica(&["verify", "v"]));
+        std::thread::sleep(Duration::from_millis(300));
+        kill(daemon.pid(), Signal::SIGTERM).unwrap();
+        verify.join().unwrap()
+    });
+    let status = daemon.terminate();
+    assert!(status.success(), "{status}");
+    assert_eq!(verified.code, 1, "{}{}", verified.stdout, verified.stderr);
 }
 
 /// The store is put back to what it was before an epoch that it had acknowledged.

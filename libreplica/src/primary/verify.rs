@@ -39,11 +39,6 @@ pub fn verify(volume: &Arc<Volume>, environment: &Environment) -> Result<VerifyS
     let mut summary = VerifySummary::default();
     let mut at = ByteOffset::ZERO;
     loop {
-        if volume.is_stopping() {
-            return Err(Error::new(ErrorKind::State, "verify the volume")
-                .volume(volume.id())
-                .detail("stopped on request"));
-        }
         if volume.config().phase != Phase::Replicating {
             return Err(Error::new(ErrorKind::ResyncNeeded, "verify the volume")
                 .volume(volume.id())
@@ -51,6 +46,7 @@ pub fn verify(volume: &Arc<Volume>, environment: &Environment) -> Result<VerifyS
                 .advice("`replica status` shows how far it is"));
         }
         let mut member = volume.member_until(Instant::now() + PATIENCE)?;
+        // Refuses, too, when the volume's thread shall end.
         member.bring_up(volume, environment)?;
         let geometry = member.geometry();
         let Some(slice) = next_slice(&geometry, at) else {
