@@ -19,6 +19,7 @@ use crate::capture::inline::copying::Copying;
 use crate::capture::inline::gate::{Admission, Flight, Gate, Hurdle};
 use crate::capture::inline::ledger::Ledger;
 use crate::capture::inline::traffic::Traffic;
+use crate::capture::inline::unknown::Unknown;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::geometry::Geometry;
 use crate::policy::Mode;
@@ -108,7 +109,9 @@ pub(super) struct State {
     outside: VecDeque<(Owner, Extent)>,
     regions_entered: usize,
     /// Where changes failed, or discards ended within a block: to be read back.
-    pub unknown: Vec<Extent>,
+    pub unknown: Unknown,
+    /// What is being read back; `None` once a change was let in there.
+    pub reading: Option<Extent>,
     /// Changes of what is kept that nobody was told of yet.
     pub mode_changes: VecDeque<ModeChange>,
     pub counters: InlineCounters,
@@ -149,6 +152,8 @@ pub struct Interceptor {
     pub(super) state: Mutex<State>,
     /// The usher has something to do.
     pub(super) usher: Condvar,
+    /// There is something to be read back.
+    pub(super) read_back: Condvar,
     /// Whoever ships has something to do.
     pub(super) shipper: Condvar,
     /// Whoever takes the backlog's oldest part out of memory has something to do.
@@ -185,13 +190,15 @@ impl Interceptor {
                 copying: None,
                 outside: VecDeque::new(),
                 regions_entered: 0,
-                unknown: Vec::new(),
+                unknown: Unknown::default(),
+                reading: None,
                 mode_changes: VecDeque::new(),
                 counters: InlineCounters::default(),
                 trouble: None,
                 stopping: false,
             }),
             usher: Condvar::new(),
+            read_back: Condvar::new(),
             shipper: Condvar::new(),
             spooler: Condvar::new(),
             wants_data: AtomicBool::new(false),
@@ -254,6 +261,9 @@ impl Interceptor {
 
     fn let_in(&self, state: &mut State, owner: Owner, extent: Extent) -> Option<Admitted> {
         state.regions_entered += Region::of(extent).count();
+        state.reading = state
+            .reading
+            .filter(|reading| reading.intersect(extent).is_none());
         let mut hurdles = [Hurdle::Activity; 2];
         let mut count = 0;
         if !state.activity.enter(extent) {
@@ -298,8 +308,8 @@ impl Interceptor {
             }
             Outcome::Failed => {
                 state.counters.failed += 1;
-                state.unknown.push(extent);
-                self.usher.notify_one();
+                state.unknown.insert(extent);
+                self.read_back.notify_one();
             }
         }
         self.let_more_in(&mut state, here);
@@ -342,11 +352,13 @@ impl Interceptor {
     /// Puts a change into the backlog, as the newest; `None`: a write whose data was not
     /// copied.
     pub(super) fn record(&self, state: &mut State, extent: Extent, change: Option<Change>) {
+        if !state.unknown.is_empty() {
+            state.unknown.remove(extent);
+        }
         if matches!(change, Some(Change::Discard)) {
-            let before = state.unknown.len();
-            state.unknown.extend(self.ledger.discard(extent));
-            if state.unknown.len() > before {
-                self.usher.notify_one();
+            for edge in self.ledger.discard(extent) {
+                state.unknown.insert(edge);
+                self.read_back.notify_one();
             }
         } else {
             self.ledger.define(extent);
@@ -429,6 +441,7 @@ impl Interceptor {
             mailbox.post(Message::Stop);
         }
         self.usher.notify_all();
+        self.read_back.notify_all();
         self.shipper.notify_all();
         self.spooler.notify_all();
     }
@@ -443,6 +456,12 @@ impl std::fmt::Debug for Interceptor {
 }
 
 impl State {
+    /// What could not be done for the changes, last.
+    pub fn trouble(&self) -> Option<String> {
+        let unread = || self.unknown.trouble().map(str::to_owned);
+        self.trouble.clone().or_else(unread)
+    }
+
     fn has_room_for(&self, extent: Extent) -> bool {
         // One alone is always let in.
         let more = Region::of(extent).count();

@@ -12,6 +12,8 @@
 //!   activity      regions being written, durable before the first write to them
 //!   copying       blocks of one moment that are read while writes go on
 //! usher         the thread that clears what changes wait for
+//! read_back     the thread that reads what nobody knows
+//!   unknown       where that is
 //! errands       the thread that zeroes and discards
 //! stream        what the shipper sees of all that
 //! ```
@@ -28,10 +30,12 @@ mod gate;
 mod interceptor;
 mod lane;
 mod ledger;
+mod read_back;
 mod request;
 mod service;
 mod stream;
 mod traffic;
+mod unknown;
 mod usher;
 
 pub use backlog::{Batch, Budget, Change, Entry, FallCause, Limits, Read};

@@ -11,6 +11,7 @@ use crate::capture::inline::errands::{self, Errands};
 use crate::capture::inline::interceptor::{Interceptor, lock};
 use crate::capture::inline::lane::Lane;
 use crate::capture::inline::ledger::{Ledger, Survived};
+use crate::capture::inline::read_back;
 use crate::capture::inline::traffic::{Traffic, Verdict};
 use crate::capture::inline::usher;
 use crate::device::{BlockDevice, Layers, OpenFor};
@@ -191,6 +192,9 @@ impl Service {
             disk: spec.disk.clone(),
             copy_limit: spec.limits.bytes,
         };
+        let reader = Arc::clone(&interceptor);
+        let reading = builder("read-back").spawn(move || read_back::run(&reader));
+        lock(&service.threads).push(reading.at("start a thread", &path)?);
         let disk = spec.disk.clone();
         let ushering = builder("usher").spawn(move || usher::run(&interceptor, log, &disk));
         lock(&service.threads).push(ushering.at("start a thread", &path)?);

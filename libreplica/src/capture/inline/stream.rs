@@ -92,7 +92,7 @@ impl Service {
             return refused("the one before is still being read");
         }
         if !state.unknown.is_empty() {
-            return refused("a write failed, and what it left could not be read back yet");
+            return refused("what a failed write or a discard left is not read back yet");
         }
         if state.backlog.mode() != Mode::Data && !state.backlog.is_drained() {
             return refused("the changes before a gap are not in the store yet");
@@ -373,7 +373,7 @@ impl Service {
 
     /// What could not be done for the changes, last.
     pub fn trouble(&self) -> Option<String> {
-        lock(&self.interceptor().state).trouble.clone()
+        lock(&self.interceptor().state).trouble()
     }
 
     /// Its counters.

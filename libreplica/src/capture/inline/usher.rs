@@ -1,28 +1,23 @@
 //! The usher: one thread a volume that clears what changes wait for. It writes the activity
 //! log's transactions, many waiting changes at a time; it copies blocks out of turn that are
-//! about to be overwritten; it reads back what a failed write left behind; and it lets
-//! regions leave the activity log when they have been quiet.
+//! about to be overwritten; and it lets regions leave the activity log when they have been
+//! quiet.
 
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
 use crate::capture::inline::activity::{Region, Step};
 use crate::capture::inline::activity_file::ActivityFile;
-use crate::capture::inline::backlog::Change;
-use crate::capture::inline::gate::{Admission, Hurdle};
-use crate::capture::inline::interceptor::{Interceptor, Owner, State, lock};
+use crate::capture::inline::gate::Hurdle;
+use crate::capture::inline::interceptor::{Interceptor, State, lock};
+use crate::capture::inline::read_back::read;
 use crate::device::BlockDevice;
 use crate::error::{IoContext, Result};
 use crate::geometry::{BlockNumber, Run};
-use crate::sys::memory::AlignedMemory;
-use crate::units::Extent;
 
 /// How long a region stays in the activity log without a write, at least.
 const QUIET: Duration = Duration::from_secs(15);
-/// How long after it failed something is tried again.
+/// How long after it failed the activity log is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Bytes that are copied out of turn at once, at most.
 const COPY_MAX: u64 = 1 << 20;
@@ -33,7 +28,6 @@ enum Job {
     Activity(Step),
     Quiet(Vec<Region>),
     Copy(Run),
-    ReadBack(Extent),
 }
 
 /// Runs until the interceptor stops.
@@ -46,7 +40,9 @@ pub(super) fn run(interceptor: &Arc<Interceptor>, mut log: ActivityFile, disk: &
             break;
         }
         let now = Instant::now();
-        let mut job = (now >= not_before).then(|| next_job(&mut state)).flatten();
+        // No copy waits for an activity log that cannot be written.
+        let step = (now >= not_before).then(|| next_step(&mut state)).flatten();
+        let mut job = step.or_else(|| next_copy(&state).map(Job::Copy));
         if job.is_none() && now >= look_for_idle {
             look_for_idle = now + QUIET;
             job = Some(Job::Quiet(idle_regions(&mut state)));
@@ -58,13 +54,20 @@ pub(super) fn run(interceptor: &Arc<Interceptor>, mut log: ActivityFile, disk: &
             continue;
         };
         drop(state);
+        let copies = matches!(job, Job::Copy(_));
         let trouble = perform(interceptor, &mut log, disk, job).err();
         if let Some(error) = &trouble {
             tracing::warn!("{error}");
-            not_before = Instant::now() + AGAIN;
+            // A copy is not tried again: its moment is lost.
+            if !copies {
+                not_before = Instant::now() + AGAIN;
+            }
         }
         state = lock(&interceptor.state);
-        state.trouble = trouble.map(|error| error.to_string());
+        // A copy says nothing of what else failed before.
+        if !copies || trouble.is_some() {
+            state.trouble = trouble.map(|error| error.to_string());
+        }
     }
     drop(state);
     leave_clean(interceptor, &mut log, disk);
@@ -85,17 +88,12 @@ fn leave_clean(interceptor: &Interceptor, log: &mut ActivityFile, disk: &BlockDe
     }
 }
 
-/// What a change waits for, or a failed one has left.
-fn next_job(state: &mut State) -> Option<Job> {
+/// What the activity log is to do for a change that waits.
+fn next_step(state: &mut State) -> Option<Job> {
     match state.activity.step() {
-        Step::Rest | Step::Wait => {}
-        step => return Some(Job::Activity(step)),
+        Step::Rest | Step::Wait => None,
+        step => Some(Job::Activity(step)),
     }
-    if let Some(run) = next_copy(state) {
-        return Some(Job::Copy(run));
-    }
-    // It stays there until it is recorded: no moment is taken before.
-    state.unknown.last().copied().map(Job::ReadBack)
 }
 
 /// The regions that nobody has written for a while.
@@ -140,7 +138,6 @@ fn perform(
             log.write(&remaining)?;
         }
         Job::Copy(run) => copy(interceptor, run)?,
-        Job::ReadBack(extent) => read_back(interceptor, extent)?,
     }
     Ok(())
 }
@@ -156,20 +153,6 @@ fn retire(interceptor: &Interceptor, regions: &[Region]) -> Result<()> {
     interceptor.ledger.flush()?;
     lock(&interceptor.state).activity.retire(regions);
     Ok(())
-}
-
-fn read(interceptor: &Interceptor, extent: Extent) -> Result<Bytes> {
-    let path = &interceptor.path;
-    let len = extent.len().get() as usize;
-    let mut memory = AlignedMemory::new(len).at("read the device", path)?;
-    let buffer = &mut memory.as_mut_slice()[..len];
-    let offset = extent.offset();
-    interceptor
-        .device
-        .read_exact_at(buffer, offset.get())
-        .at("read the device", path)
-        .map_err(|error| error.offset(offset))?;
-    Ok(Bytes::copy_from_slice(buffer))
 }
 
 fn copy(interceptor: &Interceptor, run: Run) -> Result<()> {
@@ -201,38 +184,4 @@ fn copy(interceptor: &Interceptor, run: Run) -> Result<()> {
     gate.lower(Hurdle::Copy, |extent| copying.may_change(extent));
     interceptor.release(&mut state, NOBODY);
     data.map(drop)
-}
-
-/// Reads back what a failed write left, while nobody writes there, and records it.
-fn read_back(interceptor: &Interceptor, extent: Extent) -> Result<()> {
-    let owner = Owner {
-        lane: NOBODY,
-        slot: 0,
-    };
-    let mut state = lock(&interceptor.state);
-    if state.gate.touches(extent) {
-        // It is written again now; whatever comes of that, this waits for its end. Another
-        // may not have to.
-        if let Some(last) = state.unknown.pop() {
-            state.unknown.insert(0, last);
-        }
-        drop(state);
-        std::thread::sleep(Duration::from_millis(1));
-        return Ok(());
-    }
-    let (flight, admission) = state.gate.admit(extent, owner, &[]);
-    debug_assert_eq!(admission, Admission::Begin, "nobody else is there");
-    drop(state);
-    let content = read(interceptor, extent);
-    let mut state = lock(&interceptor.state);
-    state.gate.end(flight);
-    interceptor.ledger.mark(extent);
-    if let Ok(data) = &content {
-        if let Some(at) = state.unknown.iter().position(|known| *known == extent) {
-            state.unknown.swap_remove(at);
-        }
-        interceptor.record(&mut state, extent, Some(Change::Write(data.clone())));
-    }
-    interceptor.release(&mut state, NOBODY);
-    content.map(drop)
 }
