@@ -214,6 +214,12 @@ fn ext4_on_a_ublk_device() {
     );
     daemon.until("it replicates", "v", |status| status["mode"] == "data");
     let status = daemon.status("v");
+    assert_eq!(status["ublk"]["state"], "serving", "{status}");
+    let granted = status["ublk"]["granted"].as_array().unwrap();
+    assert!(
+        granted.contains(&"user-recovery-reissue".into()),
+        "{status}"
+    );
     assert_eq!(status["address"], device.as_str());
     assert_eq!(status["counters"]["resyncs"], 0, "{status}");
     daemon.replica(&["unprotect", "v"]).fails(1, &["unmount"]);

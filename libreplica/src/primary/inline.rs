@@ -12,7 +12,7 @@ use hrl_format::units::{Sequence, Timestamp};
 
 use crate::capture::inline::{InlineSpec, Kept, Limits, Resumed, Service};
 use crate::capture::nbd::{NbdOptions, NbdServer};
-use crate::capture::ublk::{How, UblkDevice, UblkSpec};
+use crate::capture::ublk::{How, State, UblkDevice, UblkSpec};
 use crate::device::{BlockDevice, Layers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::policy::Mode;
@@ -20,7 +20,7 @@ use crate::primary::config::{Capture, VolumeConfig};
 use crate::primary::environment::Environment;
 use crate::primary::since::Since;
 use crate::primary::spooler::{Spooler, SpoolerSpec};
-use crate::primary::status::{LastError, ModeChanged, VolumeStatus};
+use crate::primary::status::{LastError, ModeChanged, UblkSummary, VolumeStatus};
 use crate::primary::volume::locked;
 
 /// Extents that are told apart in metadata mode.
@@ -198,6 +198,17 @@ impl Inline {
         status.dirty_bytes = bytes.min(self.service.geometry().size.get());
         status.address = Some(self.address.clone());
         status.capture_trouble = self.service.trouble();
+        if let Some(Front::Ublk(device)) = &*locked(&self.front) {
+            let device = device.status();
+            status.ublk = Some(UblkSummary::from(&device));
+            if device.state == State::Stopped {
+                let why = device.trouble.unwrap_or_default();
+                status.capture_trouble = Some(format!(
+                    "{} was stopped, and its users get errors: {why}",
+                    self.address
+                ));
+            }
+        }
         self.tell_refused(status);
     }
 
@@ -222,7 +233,8 @@ impl Inline {
     /// # Errors
     /// What the kernel says of a device that cannot be removed; it is no longer served.
     pub fn end(&self, why: Ending) -> Result<()> {
-        let ended = match (locked(&self.front).take(), why) {
+        let front = locked(&self.front).take();
+        let ended = match (front, why) {
             (Some(Front::Nbd(server)), _) => {
                 server.stop();
                 Ok(())

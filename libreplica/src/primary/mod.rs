@@ -59,6 +59,6 @@ pub use spec::{Exclusion, PointOptions, PrimaryOptions, ProtectSpec, Siblings};
 pub use state_dir::StateDir;
 pub use status::{
     DifferingRange, LastError, ModeChanged, PointSummary, ResyncProgress, ResyncSummary, Settled,
-    StatusCounters, VerifySummary, VolumeState, VolumeStatus, WaitingLogs,
+    StatusCounters, UblkSummary, VerifySummary, VolumeState, VolumeStatus, WaitingLogs,
 };
 pub use target::refuse_target;

@@ -6,6 +6,7 @@ use hrl_format::units::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::capture::inline::ModeChange;
+use crate::capture::ublk::{Features, UblkStatus};
 use crate::error::Error;
 use crate::store::Point;
 use crate::time::rfc3339;
@@ -214,6 +215,41 @@ pub struct PointSummary {
     pub proof: Option<String>,
 }
 
+/// The ublk device that a volume's users see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UblkSummary {
+    /// `serving`, `taking_over`, `waiting` for the next daemon, `stopped`: users get errors; or
+    /// `removed`.
+    pub state: String,
+    /// Its queues, each with a thread.
+    pub queues: u16,
+    /// Requests that each can have.
+    pub depth: u16,
+    /// What the kernel's driver offers.
+    pub offered: Vec<String>,
+    /// What it has granted this device.
+    pub granted: Vec<String>,
+    /// How often it was taken over since the daemon's start, as a thread had failed.
+    pub failures: u32,
+    /// What failed last.
+    pub trouble: Option<String>,
+}
+
+impl From<&UblkStatus> for UblkSummary {
+    fn from(status: &UblkStatus) -> Self {
+        let names = |features: Features| features.names().iter().map(ToString::to_string).collect();
+        Self {
+            state: status.state.as_str().to_owned(),
+            queues: status.queues,
+            depth: status.depth,
+            offered: names(status.offered),
+            granted: names(status.granted),
+            failures: status.failures,
+            trouble: status.trouble.clone(),
+        }
+    }
+}
+
 /// Everything `status` tells of one volume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VolumeStatus {
@@ -254,6 +290,9 @@ pub struct VolumeStatus {
     /// cannot be written, and points while what failed writes have left cannot be read back.
     #[serde(default)]
     pub capture_trouble: Option<String>,
+    /// The ublk device, if that is how it is captured.
+    #[serde(default)]
+    pub ublk: Option<UblkSummary>,
     /// What the device's users are given, if they go through the agent: a URI or a path.
     #[serde(default)]
     pub address: Option<String>,
@@ -300,6 +339,7 @@ impl VolumeStatus {
             spooled_bytes: 0,
             capture: "ebpf".to_owned(),
             capture_trouble: None,
+            ublk: None,
             address: None,
             generation: 1,
             epoch: 0,

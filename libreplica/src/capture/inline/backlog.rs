@@ -472,6 +472,13 @@ impl Backlog {
             || self.held > 0 && is_over(shared.used(), shared.limit)
     }
 
+    /// The time of a moment that is taken now: not before what is recorded, nor after what will
+    /// be.
+    pub fn tick(&mut self, now: Timestamp) -> Timestamp {
+        self.last = self.last.max(now);
+        self.last
+    }
+
     /// How many entries are not in the store.
     pub fn count(&self) -> u64 {
         self.end() - self.stored

@@ -74,7 +74,13 @@ impl Service {
         for (n, state) in &states {
             services[*n].is_ready(state)?;
         }
-        let now = Timestamp::now();
+        // The clock may have been set back.
+        let now = states
+            .iter_mut()
+            .fold(Timestamp::now(), |now, (_, state)| state.backlog.tick(now));
+        for (_, state) in &mut states {
+            state.backlog.tick(now);
+        }
         let mut moments: Vec<Option<Moment>> = services.iter().map(|_| None).collect();
         for (n, state) in &mut states {
             moments[*n] = Some(services[*n].cut(state));

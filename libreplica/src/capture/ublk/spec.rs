@@ -111,6 +111,19 @@ pub struct UblkStatus {
     pub trouble: Option<String>,
 }
 
+impl State {
+    /// As it stands in JSON: a lower-case word.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::TakingOver => "taking_over",
+            Self::Waiting => "waiting",
+            Self::Stopped => "stopped",
+            Self::Removed => "removed",
+        }
+    }
+}
+
 impl UblkStatus {
     /// Whether the kernel would let reads go without a copy (6.16).
     pub const fn offers_zero_copy(&self) -> bool {
