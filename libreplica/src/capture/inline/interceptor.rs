@@ -403,7 +403,18 @@ impl Interceptor {
         });
     }
 
-    /// Tells the owners of those that may begin.
+    /// The device could not make durable what it had taken, and may have lost it: the regions
+    /// that are being written, or were since the last flush, are dirty.
+    pub(super) fn flush_failed(&self, error: &std::io::Error) {
+        let path = self.path.display();
+        tracing::warn!("flush the device: {path}: {error}; what was being written is dirty");
+        let state = lock(&self.state);
+        let size = self.geometry.size;
+        let regions = state.activity.remaining();
+        let extents = regions.iter().filter_map(|region| region.extent(size));
+        extents.for_each(|extent| self.ledger.mark(extent));
+    }
+
     pub(super) fn release(&self, state: &mut State, here: usize) {
         for (flight, owner) in state.gate.released() {
             self.tell(here, owner, Admitted { flight });
@@ -466,5 +477,52 @@ impl State {
         // One alone is always let in.
         let more = Region::of(extent).count();
         self.regions_entered == 0 || self.regions_entered + more <= REGIONS_ENTERED_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::capture::inline::backlog::{Budget, Limits};
+    use crate::geometry::BlockNumber;
+    use crate::id::VolumeId;
+    use crate::units::{BlockSize, ByteLen, ByteOffset, SectorSize, VolumeSize};
+
+    #[test]
+    fn what_a_failed_flush_may_have_lost_is_dirty() {
+        let folder = tempfile::tempdir().unwrap();
+        let geometry = Geometry {
+            size: VolumeSize::new(64 << 20),
+            block: BlockSize::MIN,
+            sector: SectorSize::B512,
+        };
+        let bytes = ByteLen::new(1 << 20);
+        let limits = Limits {
+            bytes,
+            extents: 10,
+            shared: Arc::new(Budget::new(bytes)),
+        };
+        let volume = VolumeId::from_bytes([3; 16]);
+        let interceptor = Interceptor::new(
+            tempfile::tempfile().unwrap(),
+            "device".into(),
+            geometry,
+            Ledger::create(&folder.path().join("dirty"), volume, geometry).unwrap(),
+            Traffic::open(&folder.path().join("traffic")).unwrap(),
+            Backlog::new(limits, geometry),
+        );
+        let written = Extent::new(ByteOffset::new(9 << 20), ByteLen::new(512)).unwrap();
+        {
+            let mut state = lock(&interceptor.state);
+            state.activity.enter(written);
+            state.activity.written(&[Region(2)]);
+            state.activity.leave(written);
+        }
+        interceptor.flush_failed(&std::io::Error::from_raw_os_error(libc::EIO));
+        let dirty = |block| interceptor.ledger.live().test(BlockNumber::new(block));
+        // All of the third region, of 1024 blocks.
+        assert!(!dirty(2047) && dirty(2048) && dirty(3071) && !dirty(3072));
     }
 }

@@ -379,7 +379,12 @@ impl Lane {
         };
         slot.buffer = ended.part.map(|part| part.buffer);
         match (ended.result, &slot.action) {
-            (Err(error), _) => self.over(at, Err(Errno::of_io(&error))),
+            (Err(error), action) => {
+                if matches!(action, Action::Flush) {
+                    self.interceptor.flush_failed(&error);
+                }
+                self.over(at, Err(Errno::of_io(&error)));
+            }
             (Ok(_), Action::Flush) => self.over(at, Ok(())),
             // The device ends before the request does.
             (Ok(0), _) => self.over(at, Err(Errno::EIO)),

@@ -149,6 +149,7 @@ fn retire(interceptor: &Interceptor, regions: &[Region]) -> Result<()> {
     interceptor
         .device
         .sync_data()
+        .inspect_err(|error| interceptor.flush_failed(error))
         .at("flush the device", path)?;
     interceptor.ledger.flush()?;
     lock(&interceptor.state).activity.retire(regions);
