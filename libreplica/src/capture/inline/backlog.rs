@@ -343,6 +343,18 @@ impl Backlog {
         fall
     }
 
+    /// What the device holds in `extents` is not what the stream says: that ends in a gap, in
+    /// which they are.
+    pub fn doubt(&mut self, extents: impl Iterator<Item = Extent>) {
+        if matches!(self.missing, Missing::Nothing) {
+            let blocks = Bitmap::new(self.geometry.blocks());
+            self.missing = Missing::Gap(Gap::new(blocks, self.limits.extents));
+        }
+        if let Missing::Gap(gap) = &mut self.missing {
+            extents.for_each(|extent| gap.add(&self.geometry, extent));
+        }
+    }
+
     /// Puts an entry at the end of the stream, if there is room.
     fn keep(&mut self, entry: Entry) -> Result<(), FallCause> {
         let bytes = entry.bytes();

@@ -407,14 +407,21 @@ impl Interceptor {
     /// that are being written, or were since the last flush, are dirty.
     pub(super) fn flush_failed(&self, error: &std::io::Error) {
         let path = self.path.display();
-        tracing::warn!("flush the device: {path}: {error}; what was being written is dirty");
-        let state = lock(&self.state);
+        tracing::warn!("flush the device: {path}: {error}; what was being written is read again");
+        let mut state = lock(&self.state);
         let size = self.geometry.size;
         let regions = state.activity.remaining();
         let extents = regions.iter().filter_map(|region| region.extent(size));
-        extents.for_each(|extent| self.ledger.mark(extent));
+        let before = state.backlog.mode();
+        state
+            .backlog
+            .doubt(extents.inspect(|extent| self.ledger.mark(*extent)));
+        if state.backlog.mode() != before {
+            self.mode_changed(&mut state, "a flush of the device failed");
+        }
     }
 
+    /// Tells the owners of those that may begin.
     pub(super) fn release(&self, state: &mut State, here: usize) {
         for (flight, owner) in state.gate.released() {
             self.tell(here, owner, Admitted { flight });
@@ -485,6 +492,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::capture::inline::backlog::Closed;
     use crate::capture::inline::backlog::{Budget, Limits};
     use crate::geometry::BlockNumber;
     use crate::id::VolumeId;
@@ -519,10 +527,23 @@ mod tests {
             state.activity.enter(written);
             state.activity.written(&[Region(2)]);
             state.activity.leave(written);
+            drop(state.backlog.climb());
+            state.backlog.base_is_stored();
+            interceptor.record(&mut state, written, Some(Change::Zeroes));
         }
         interceptor.flush_failed(&std::io::Error::from_raw_os_error(libc::EIO));
         let dirty = |block| interceptor.ledger.live().test(BlockNumber::new(block));
         // All of the third region, of 1024 blocks.
         assert!(!dirty(2047) && dirty(2048) && dirty(3071) && !dirty(3072));
+        // The stream is shipped, and then they are read.
+        let mut state = lock(&interceptor.state);
+        assert_eq!(state.backlog.mode(), Mode::Metadata);
+        assert_eq!(state.backlog.count(), 1);
+        let end = state.backlog.newest();
+        drop(state.backlog.stored(end));
+        let Closed::Gap(gap) = state.backlog.climb() else {
+            panic!("nothing is known")
+        };
+        assert_eq!(gap.blocks().count(), 1024);
     }
 }
