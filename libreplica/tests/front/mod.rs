@@ -124,8 +124,13 @@ impl Front {
 
     /// The device holds what `entries` make of zeroes.
     pub fn assert_replays(&self, entries: &[Entry]) {
+        let mut image = vec![0; std::fs::metadata(&self.disk.file).unwrap().len() as usize];
+        self.assert_goes_on(&mut image, entries);
+    }
+
+    /// The device holds what `entries` make of `image`, which is made that.
+    pub fn assert_goes_on(&self, image: &mut [u8], entries: &[Entry]) {
         let now = std::fs::read(&self.disk.file).unwrap();
-        let mut image = vec![0; now.len()];
         for entry in entries {
             let range = entry.extent.offset().get() as usize..entry.extent.end().get() as usize;
             match &entry.change {
