@@ -18,7 +18,8 @@
 //! stream        what the shipper sees of all that
 //! ```
 //!
-//! No thread that serves a request ever waits for the target, nor for the shipper.
+//! No read and no change of the device ever waits for the target, nor for the shipper. A client
+//! of NBD that asks what changed since a recovery point does: its connection reads the store.
 
 mod activity;
 mod activity_file;
