@@ -9,7 +9,6 @@
 //! from the top down, and cleared from the bottom up. A bit above without one below it does
 //! no harm.
 
-mod file;
 mod runs;
 #[cfg(test)]
 mod tests;
@@ -17,7 +16,6 @@ mod tests;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use file::{BitmapFile, Mark};
 pub use runs::Runs;
 
 use crate::geometry::{BlockNumber, Run};
@@ -208,6 +206,17 @@ impl Bitmap {
         let levels = self.levels();
         for (word, bits) in other.levels().dirty_words() {
             levels.add(word, bits);
+        }
+    }
+
+    /// Adds those blocks of `other`, a set of the same volume, that are in `run`. May run beside
+    /// anything but clearing.
+    pub fn merge_run_from(&self, other: &Self, run: Run) {
+        debug_assert_eq!(self.layout, other.layout);
+        let found = other.runs().from(run.start);
+        for found in found.take_while(|found| found.start < run.end) {
+            let end = found.end.min(run.end);
+            self.set_run(Run { end, ..found });
         }
     }
 

@@ -1,12 +1,11 @@
 //! The bitmap against a model, a sorted set of block numbers; its memory against the
-//! promise; its file against crashes.
+//! promise.
 
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
-use super::{Bitmap, BitmapFile, Layout, Mark};
-use crate::error::ErrorKind;
+use super::{Bitmap, Layout};
 use crate::geometry::{BlockNumber, Run};
 use crate::units::{BlockSize, VolumeSize};
 
@@ -45,6 +44,7 @@ enum Step {
     ClearRun(u64, u64),
     Clear,
     Merge(Vec<(u64, u64)>),
+    MergeRun(Vec<(u64, u64)>, (u64, u64)),
     TakeAway,
 }
 
@@ -66,6 +66,8 @@ fn steps() -> impl Strategy<Value = (u64, Vec<Step>)> {
             3 => extent().prop_map(|(at, len)| Step::ClearRun(at, len)),
             1 => Just(Step::Clear),
             2 => prop::collection::vec(extent(), 0..4).prop_map(Step::Merge),
+            2 => (prop::collection::vec(extent(), 0..4), extent())
+                .prop_map(|(runs, only)| Step::MergeRun(runs, only)),
             1 => Just(Step::TakeAway),
         ];
         (Just(blocks), prop::collection::vec(step, 1..20))
@@ -107,6 +109,15 @@ proptest! {
                     );
                     bitmap.merge_from(&other);
                     model = either;
+                }
+                Step::MergeRun(runs, (from, span)) => {
+                    let other = Bitmap::new(blocks);
+                    for &(at, len) in &runs {
+                        other.set_run(run(at, len));
+                        let both = inside(at, len).filter(|n| (from..from + span).contains(n));
+                        model.extend(both);
+                    }
+                    bitmap.merge_run_from(&other, run(from, span));
                 }
                 Step::TakeAway => {
                     let to = Bitmap::new(blocks);
@@ -180,49 +191,4 @@ fn threads_lose_no_bit() {
     });
     assert_eq!(bitmap.count(), 100_000);
     assert_eq!(bitmap.runs().count(), 1);
-}
-
-#[test]
-fn a_file_keeps_its_bits_and_its_mark() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("bitmap");
-    let file = BitmapFile::create(&path, 10_000).unwrap();
-    assert_eq!(
-        BitmapFile::create(&path, 1).unwrap_err().kind(),
-        ErrorKind::Exists
-    );
-    file.bitmap().set(BlockNumber::new(9_999));
-    drop(file);
-    let (file, mark) = BitmapFile::open(&path, 10_000).unwrap();
-    assert_eq!(mark, Mark::Unclean);
-    file.close().unwrap();
-    let (file, mark) = BitmapFile::open(&path, 10_000).unwrap();
-    assert_eq!(mark, Mark::Clean);
-    assert!(file.bitmap().test(BlockNumber::new(9_999)));
-    assert_eq!(file.bitmap().count(), 1);
-    // Opening alone took the clean mark away.
-    drop(file);
-    assert_eq!(BitmapFile::open(&path, 10_000).unwrap().1, Mark::Unclean);
-}
-
-#[test]
-fn a_damaged_file_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("bitmap");
-    BitmapFile::create(&path, 10_000).unwrap().close().unwrap();
-    let kind = |blocks| BitmapFile::open(&path, blocks).unwrap_err().kind();
-    assert_eq!(kind(10_001), ErrorKind::Resized);
-    let whole = std::fs::read(&path).unwrap();
-    for at in 0..36 {
-        let mut bytes = whole.clone();
-        bytes[at] ^= 0x10;
-        std::fs::write(&path, &bytes).unwrap();
-        assert_eq!(kind(10_000), ErrorKind::Damaged, "byte {at}");
-    }
-    std::fs::write(&path, &whole[..whole.len() - 8]).unwrap();
-    assert_eq!(kind(10_000), ErrorKind::Damaged);
-    std::fs::write(&path, &whole[..100]).unwrap();
-    assert_eq!(kind(10_000), ErrorKind::Damaged);
-    std::fs::remove_file(&path).unwrap();
-    assert_eq!(kind(10_000), ErrorKind::NotFound);
 }
