@@ -15,7 +15,7 @@ use libreplica::capture::nbd::handshake::{
 };
 use libreplica::capture::nbd::inbox::{INBOX, Inbox, Step};
 use libreplica::capture::nbd::requests::{HEADER, Header, Tag, Task};
-use libreplica::capture::nbd::{Allowance, Context, HowMany, NoContexts, Pool};
+use libreplica::capture::nbd::{Allowance, Context, HowMany, Pool};
 use libreplica::units::{ByteLen, ByteOffset, Extent, SectorSize, VolumeSize};
 use proptest::prelude::*;
 
@@ -34,7 +34,7 @@ fn export() -> Export {
 fn talk(input: &[u8], pieces: &[usize]) -> (Vec<u8>, Result<Progress, Violation>, usize) {
     let export = export();
     let mut said = Vec::new();
-    let mut talk = Negotiation::new(&export, &NoContexts, &mut said);
+    let mut talk = Negotiation::new(&export, &Vec::new, &mut said);
     let (mut start, mut end) = (0, 0);
     let mut pieces = pieces.iter().cycle();
     loop {

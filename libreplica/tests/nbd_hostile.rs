@@ -11,15 +11,19 @@ mod devices;
 mod front;
 
 use std::io::{Read, Write};
+use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use devices::{Loop, MIB, Random, cases};
 use front::Front;
 use libreplica::ErrorKind;
-use libreplica::capture::nbd::{NbdOptions, NbdServer, NoContexts};
+use libreplica::capture::nbd::{Contexts, NbdOptions, NbdServer, NoContexts, Stretch};
+use libreplica::units::Extent;
 
 fn connect(front: &Front) -> UnixStream {
     let stream = UnixStream::connect(front.socket()).unwrap();
@@ -286,7 +290,7 @@ fn when_the_service_stops_connections_end() {
 }
 
 fn start(front: &Front, path: &Path) -> libreplica::Result<NbdServer> {
-    let contexts = std::sync::Arc::new(NoContexts);
+    let contexts = Arc::new(NoContexts);
     NbdServer::start(front.service().entrance(), NbdOptions::new(path), contexts)
 }
 
@@ -311,4 +315,94 @@ fn the_socket_is_private_and_takes_the_place_of_a_dead_one() {
     UnixStream::connect(&dead).unwrap();
     server.stop();
     assert!(!dead.exists());
+}
+
+/// What changed is known when somebody lets it be, once for each time.
+struct Slow(Mutex<Receiver<()>>);
+
+impl Contexts for Slow {
+    fn list(&self) -> Vec<String> {
+        vec!["slow".to_owned()]
+    }
+
+    fn dirty(
+        &self,
+        _: &str,
+        _: Extent,
+        _: &mut dyn FnMut(Stretch) -> ControlFlow<()>,
+    ) -> libreplica::Result<()> {
+        let _ = self.0.lock().unwrap().recv();
+        Ok(())
+    }
+}
+
+/// A client that may ask what changed; says how many contexts it was granted.
+fn asking(socket: &Path) -> (UnixStream, usize) {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let _: [u8; 18] = take(&mut stream);
+    stream.write_all(&[0, 0, 0, 3]).unwrap();
+    stream.write_all(&option(8, b"")).unwrap();
+    let _: [u8; 20] = take(&mut stream);
+    let name = b"qemu:dirty-bitmap:slow";
+    let mut query = [0, 0, 0, 0, 0, 0, 0, 1].to_vec();
+    query.extend((name.len() as u32).to_be_bytes());
+    query.extend(name);
+    stream.write_all(&option(10, &query)).unwrap();
+    let mut granted = 0;
+    loop {
+        let header: [u8; 20] = take(&mut stream);
+        let len = u32::from_be_bytes(header[16..].try_into().unwrap());
+        stream.read_exact(&mut vec![0; len as usize]).unwrap();
+        match header[12..16] {
+            [0, 0, 0, 4] => granted += 1,
+            [0, 0, 0, 1] => break,
+            _ => panic!("{header:?}"),
+        }
+    }
+    stream.write_all(&option(1, b"")).unwrap();
+    let _: [u8; 10] = take(&mut stream);
+    (stream, granted)
+}
+
+#[test]
+fn who_waits_to_be_told_what_changed_reads_and_writes_meanwhile() {
+    let mut front = Front::new(MIB);
+    front.server = None;
+    let (answer, answers) = sync_channel(1);
+    let mut options = NbdOptions::new(front.socket());
+    options.handshake = Duration::from_secs(1);
+    let contexts = Arc::new(Slow(Mutex::new(answers)));
+    let server = NbdServer::start(front.service().entrance(), options, contexts).unwrap();
+    let (mut stream, granted) = asking(&front.socket());
+    assert_eq!(granted, 1);
+
+    stream.write_all(&request(7, 1, 0, 4096)).unwrap();
+    let mut write = request(1, 2, 0, 512);
+    write.extend([7; 512]);
+    stream.write_all(&write).unwrap();
+    let reply: [u8; 16] = take(&mut stream);
+    assert_eq!(reply[4..], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+    stream.write_all(&request(0, 3, 0, 512)).unwrap();
+    let reply: [u8; 28 + 512] = take(&mut stream);
+    assert_eq!(reply[15], 3);
+    assert_eq!(reply[28..], [7; 512]);
+    // The points cannot be named, and the client is served.
+    let (mut other, granted) = asking(&front.socket());
+    assert_eq!(granted, 0);
+    other.write_all(&request(3, 4, 0, 0)).unwrap();
+    let _: [u8; 16] = take(&mut other);
+
+    answer.send(()).unwrap();
+    let reply: [u8; 32] = take(&mut stream);
+    assert_eq!(reply[4..8], [0, 1, 0, 5]);
+    assert_eq!(reply[15], 1);
+    assert_eq!(reply[24..], [0, 0, 16, 0, 0, 0, 0, 1]);
+    // Nor does the end wait for an answer, nor for one who does.
+    stream.write_all(&request(7, 5, 0, 4096)).unwrap();
+    server.stop();
+    assert!(is_ended(&mut stream));
+    drop(answer);
 }

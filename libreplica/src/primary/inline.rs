@@ -343,7 +343,7 @@ fn open_front(
     match config.capture {
         Capture::Nbd => {
             let options = NbdOptions::new(socket(config, environment));
-            let since = Since::new(config.store.clone(), config.id, Arc::clone(service));
+            let since = Since::new(config.store.clone(), config.id, service);
             let server = NbdServer::start(service.entrance(), options, Arc::new(since))?;
             let address = server.uri();
             Ok(Opened {

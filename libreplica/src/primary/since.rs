@@ -1,11 +1,12 @@
 //! What changed since each recovery point, for the users of a device that is served over NBD:
 //! backup tools read it as QEMU's dirty bitmaps. It comes from the indexes of the logs after
 //! the point, and from what is not shipped yet; no lock of the volume is needed, so that a
-//! tool neither waits for a point that is being made nor holds one up.
+//! tool neither waits for a point that is being made nor holds one up. Nor does it hold the
+//! volume's service: a store that hangs does so without those who are served.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use hrl_format::id::{PointId, VolumeId};
 use hrl_format::units::{Epoch, Extent};
@@ -14,6 +15,7 @@ use crate::bitmap::Bitmap;
 use crate::capture::inline::Service;
 use crate::capture::nbd::{Contexts, Stretch, stretches};
 use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::{Geometry, Run};
 use crate::primary::volume::locked;
 use crate::store::{Store, VolumeReader};
 
@@ -24,7 +26,8 @@ const SINCE: &str = "since-";
 pub struct Since {
     store: PathBuf,
     volume: VolumeId,
-    service: Arc<Service>,
+    geometry: Geometry,
+    service: Weak<Service>,
     newest: Mutex<Option<Known>>,
 }
 
@@ -37,11 +40,12 @@ struct Known {
 
 impl Since {
     /// Of a volume in `store` whose users go through `service`.
-    pub fn new(store: PathBuf, volume: VolumeId, service: Arc<Service>) -> Self {
+    pub fn new(store: PathBuf, volume: VolumeId, service: &Arc<Service>) -> Self {
         Self {
             store,
             volume,
-            service,
+            geometry: service.geometry(),
+            service: Arc::downgrade(service),
             newest: Mutex::new(None),
         }
     }
@@ -51,26 +55,25 @@ impl Since {
         Store::open(&self.store)?.volume(self.volume, None)
     }
 
-    /// Adds what the logs after `point` changed.
-    fn add_shipped(&self, point: PointId, set: &Bitmap) -> Result<()> {
+    /// Adds what the logs after `point` changed in `run`.
+    fn add_shipped(&self, point: PointId, set: &Bitmap, run: Run) -> Result<()> {
         let reader = self.reader()?;
         let last = reader.catalogue()?.last_epoch();
         let mut newest = locked(&self.newest);
         if let Some(known) = &*newest
             && (known.point, known.epoch) == (point, last)
         {
-            set.merge_from(&known.set);
+            set.merge_run_from(&known.set, run);
             return Ok(());
         }
         let changed = reader.changed_since(point)?;
-        let geometry = self.service.geometry();
-        let known = Bitmap::new(geometry.blocks());
+        let known = Bitmap::new(self.geometry.blocks());
         for extent in changed.extents {
-            if let Some(run) = geometry.run_of(extent) {
+            if let Some(run) = self.geometry.run_of(extent) {
                 known.set_run(run);
             }
         }
-        set.merge_from(&known);
+        set.merge_run_from(&known, run);
         *newest = Some(Known {
             point,
             epoch: changed.newest,
@@ -105,14 +108,19 @@ impl Contexts for Since {
                     .detail(format!("`{name}` names no point")),
             );
         };
-        let geometry = self.service.geometry();
-        let set = Bitmap::new(geometry.blocks());
+        let Some(run) = self.geometry.run_of(extent) else {
+            return Ok(());
+        };
+        let set = Bitmap::new(self.geometry.blocks());
         // First what is not shipped: what is shipped meanwhile is met a second time, not missed.
-        self.service.add_dirty(&set);
-        self.add_shipped(point, &set).inspect_err(|error| {
+        match self.service.upgrade() {
+            Some(service) => service.add_dirty(&set, run),
+            None => set.set_run(run),
+        }
+        self.add_shipped(point, &set, run).inspect_err(|error| {
             tracing::warn!(volume = %self.volume, "what changed cannot be said: {error}");
         })?;
-        stretches(&set, &geometry, extent, visit);
+        stretches(&set, &self.geometry, extent, visit);
         Ok(())
     }
 }

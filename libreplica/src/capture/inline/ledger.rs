@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::bitmap::{Bitmap, Layout};
 use crate::device::BootId;
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::geometry::Geometry;
+use crate::geometry::{Geometry, Run};
 use crate::id::VolumeId;
 use crate::sys::backing;
 use crate::sys::memory::SharedWords;
@@ -271,9 +271,9 @@ impl Ledger {
     }
 
     /// Adds the blocks that are not in the store to `set`. Not beside a swap.
-    pub fn add_dirty(&self, set: &Bitmap) {
-        self.live.iter().for_each(|live| set.merge_from(live));
-        set.merge_from(&self.epoch);
+    pub fn add_dirty(&self, set: &Bitmap, run: Run) {
+        let all = self.live.iter().chain([&self.epoch]);
+        all.for_each(|part| set.merge_run_from(part, run));
     }
 
     /// Makes every bit durable that was set before the call.

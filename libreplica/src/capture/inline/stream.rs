@@ -349,11 +349,12 @@ impl Service {
         self.interceptor().ledger.dirty_blocks()
     }
 
-    /// Adds the blocks that are not in the store to `set`.
-    pub fn add_dirty(&self, set: &Bitmap) {
-        // A swap moves them between bitmaps.
+    /// Adds the blocks of `run` that are not in the store to `set`.
+    pub fn add_dirty(&self, set: &Bitmap, run: Run) {
+        // A swap moves them between bitmaps. Who writes waits for this: it is short, for no
+        // request asks for more than 4 GiB.
         let _alone = lock(&self.interceptor().state);
-        self.interceptor().ledger.add_dirty(set);
+        self.interceptor().ledger.add_dirty(set, run);
     }
 
     /// Whether a change is under way.

@@ -4,14 +4,16 @@
 //!
 //! The thread ends only when every change that it has begun has ended on the device, however
 //! the client goes. A client that sends faster than the device writes, or does not take its
-//! replies, is not received from until it is past.
+//! replies, is not received from until it is past. Block status is asked of the clerk, and
+//! answered when he knows.
 
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use crate::capture::inline::{Cookie, Done, Durability, Errno, Event, Lane, Request};
-use crate::capture::nbd::contexts::{Contexts, HowMany};
+use crate::capture::nbd::clerk::{Answer, Clerk, Desk, Query};
+use crate::capture::nbd::contexts::Context;
 use crate::capture::nbd::handshake::{Export, Replies, Session};
 use crate::capture::nbd::inbox::{Inbox, Step};
 use crate::capture::nbd::memory::{Allowance, HEADROOM, Pool};
@@ -26,6 +28,8 @@ use crate::units::Extent;
 const DEPTH: u32 = 255;
 /// Requests that are under way at a time; the rest is for the socket.
 const REQUESTS_MAX: usize = 250;
+/// Requests for block status that wait at a time: their answers are long.
+const ASKED_MAX: usize = 16;
 /// No request is begun while so many bytes of replies wait.
 const UNSENT_MAX: usize = 1 << 20;
 /// Data that is read is copied behind its header up to this length, and else sent as it is.
@@ -33,18 +37,19 @@ const GATHER_MAX: usize = 16 << 10;
 
 const RECEIVE: Token = Token(1);
 const SEND: Token = Token(2);
+const ANSWERED: Token = Token(3);
 
 /// What connections of one server share.
 pub(super) struct Common {
     pub export: Export,
-    pub contexts: Arc<dyn Contexts>,
+    pub clerk: Clerk,
     pub allowance: Arc<Allowance>,
 }
 
 /// Why no request is taken any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// All is answered first.
+    /// All is answered first, but what the clerk does not know yet: he may never.
     Orderly,
     /// Nobody is there to be answered.
     Gone,
@@ -62,6 +67,7 @@ struct Pending {
 pub(super) struct Connection<'a> {
     common: &'a Common,
     session: Session,
+    contexts: Arc<[Context]>,
     stream: &'a UnixStream,
     lane: Lane,
     socket: Handle,
@@ -70,6 +76,9 @@ pub(super) struct Connection<'a> {
     pool: Pool,
     pending: Vec<Pending>,
     free: Vec<u32>,
+    /// Where the clerk puts his answers, once he was asked.
+    desk: Option<(Arc<Desk>, Handle)>,
+    asked: usize,
     receiving: bool,
     wants: bool,
     end: Option<End>,
@@ -98,6 +107,7 @@ impl<'a> Connection<'a> {
         let socket = lane.add(Arc::new(socket.into()));
         Ok(Self {
             common,
+            contexts: session.contexts.as_slice().into(),
             session,
             stream,
             lane,
@@ -107,6 +117,8 @@ impl<'a> Connection<'a> {
             pool: Pool::new(&common.allowance),
             pending: Vec::new(),
             free: Vec::new(),
+            desk: None,
+            asked: 0,
             receiving: false,
             wants: false,
             end: None,
@@ -131,6 +143,7 @@ impl<'a> Connection<'a> {
                 match event {
                     Event::Done(done) => self.done(done),
                     Event::Front(ended) if ended.token == RECEIVE => self.received(ended),
+                    Event::Front(ended) if ended.token == ANSWERED => self.answered(),
                     Event::Front(ended) => self.sent(ended),
                     Event::Stop => self.finish(End::Stopped),
                 }
@@ -215,6 +228,7 @@ impl<'a> Connection<'a> {
         while self.end.is_none()
             && !self.receiving
             && self.lane.requests() < REQUESTS_MAX
+            && self.asked < ASKED_MAX
             && self.outbox.waiting() < UNSENT_MAX
         {
             match self.inbox.next(&mut self.pool) {
@@ -256,7 +270,15 @@ impl<'a> Connection<'a> {
             (Ok(task @ Task::Discard(extent, _)), _) => (task, Request::Discard { extent }),
             (Ok(task @ Task::Flush), _) => (task, Request::Flush),
             (Ok(Task::Disconnect), _) => return self.finish(End::Orderly),
-            (Ok(Task::Status(extent, many)), _) => return self.tell_status(tag, extent, many),
+            (Ok(Task::Status(extent, many)), _) => {
+                let contexts = Arc::clone(&self.contexts);
+                return self.ask(Query {
+                    tag,
+                    contexts,
+                    extent,
+                    many,
+                });
+            }
             (Ok(Task::Nothing), _) => return self.answer(&replies::simple(tag, Ok(()))),
             (Ok(Task::Read(_) | Task::Write(..)), None) => {
                 return self.refuse(header, Errno(libc::EINVAL));
@@ -374,19 +396,52 @@ impl<'a> Connection<'a> {
         }
     }
 
+    /// Answers a request for block status, or has the clerk find what to say.
+    fn ask(&mut self, query: Query) {
+        if let Some(answer) = query.at_once() {
+            return self.tell_status(&answer);
+        }
+        let tag = query.tag;
+        match self.desk() {
+            Ok(desk) if self.common.clerk.ask(query, &desk) => self.asked += 1,
+            Ok(_) => self.answer_error(tag, Errno::EIO),
+            Err(error) => self.answer_error(tag, Errno::of_io(&error)),
+        }
+    }
+
+    fn desk(&mut self) -> std::io::Result<Arc<Desk>> {
+        if let Some((desk, _)) = &self.desk {
+            return Ok(Arc::clone(desk));
+        }
+        let desk = Arc::new(Desk::new()?);
+        let wake = self.lane.add(desk.wake_file());
+        self.lane.start(ANSWERED, wake, Operation::Sleep);
+        self.desk = Some((Arc::clone(&desk), wake));
+        Ok(desk)
+    }
+
+    /// The clerk has put something on the desk.
+    fn answered(&mut self) {
+        let Some((desk, wake)) = &self.desk else {
+            return;
+        };
+        let answers = desk.take();
+        self.lane.start(ANSWERED, *wake, Operation::Sleep);
+        self.asked -= answers.len();
+        for answer in &answers {
+            self.tell_status(answer);
+        }
+    }
+
     /// Answers what the contexts say about a range.
-    fn tell_status(&mut self, tag: Tag, extent: Extent, many: HowMany) {
-        let last = self.session.contexts.len().saturating_sub(1);
-        for number in 0..=last {
-            let context = &self.session.contexts[number];
-            let contexts = self.common.contexts.as_ref();
-            let stretches = match context.stretches(contexts, extent, many) {
-                Ok(stretches) => stretches,
-                Err(error) => {
-                    tracing::warn!(%error, "block status cannot be told");
-                    return self.answer_error(tag, Errno::of(&error));
-                }
-            };
+    fn tell_status(&mut self, answer: &Answer) {
+        let tag = answer.tag;
+        let found = match &answer.found {
+            Ok(found) => found,
+            Err(errno) => return self.answer_error(tag, *errno),
+        };
+        let last = found.len().saturating_sub(1);
+        for (number, stretches) in found.iter().enumerate() {
             let place = if number == last {
                 Place::Last
             } else {

@@ -28,7 +28,7 @@ pub struct Stretch {
 }
 
 /// What changed, by the names that it is known since: given by whoever keeps recovery points.
-/// Asked by the threads of connections, of which each waits for its answer.
+/// Asked by one thread of the server, for which nothing waits but the answers.
 pub trait Contexts: Send + Sync {
     /// The names, without `qemu:dirty-bitmap:`; mostly `since-POINTID`.
     fn list(&self) -> Vec<String>;
@@ -166,10 +166,10 @@ pub(super) const ALLOCATION: &str = "base:allocation";
 pub(super) const DIRTY_BITMAP: &str = "qemu:dirty-bitmap:";
 
 impl Context {
-    /// All that there are.
-    pub(super) fn all(contexts: &dyn Contexts) -> Vec<Self> {
+    /// All that there are, if changes are known since `names`.
+    pub(super) fn all(names: Vec<String>) -> Vec<Self> {
         let mut all = vec![Self::Allocation];
-        all.extend(contexts.list().into_iter().map(Self::Dirty));
+        all.extend(names.into_iter().map(Self::Dirty));
         all
     }
 

@@ -3,7 +3,7 @@
 //! come, and none may be longer than [`OPTION_MAX`].
 
 use crate::capture::inline::REQUEST_MAX;
-use crate::capture::nbd::contexts::{ALLOCATION, Context, Contexts, DIRTY_BITMAP};
+use crate::capture::nbd::contexts::{ALLOCATION, Context, DIRTY_BITMAP};
 use crate::capture::nbd::wire::{self, answer, export, hello, info, option};
 use crate::units::{SectorSize, VolumeSize};
 
@@ -13,6 +13,9 @@ const OPTION_HEADER: usize = 16;
 pub const OPTION_MAX: u32 = 64 << 10;
 /// Meta contexts that one client may choose.
 const CONTEXTS_MAX: usize = 16;
+/// Namespaces of meta contexts.
+const BASE: &[u8] = b"base:";
+const QEMU: &[u8] = b"qemu:";
 /// The length of requests that is told to be best.
 const PREFERRED: u32 = 4096;
 
@@ -110,7 +113,7 @@ const OPTIONS_MAX: u32 = 1000;
 /// The talk with one client.
 pub struct Negotiation<'a> {
     export: &'a Export,
-    contexts: &'a dyn Contexts,
+    names: &'a dyn Fn() -> Vec<String>,
     stage: Stage,
     options: u32,
     with_zeroes: bool,
@@ -118,14 +121,19 @@ pub struct Negotiation<'a> {
 }
 
 impl<'a> Negotiation<'a> {
-    /// Begins: what to send goes to `output`.
-    pub fn new(export: &'a Export, contexts: &'a dyn Contexts, output: &mut Vec<u8>) -> Self {
+    /// Begins: what to send goes to `output`. `names` is asked for what changes are known
+    /// since if the client wants to know.
+    pub fn new(
+        export: &'a Export,
+        names: &'a dyn Fn() -> Vec<String>,
+        output: &mut Vec<u8>,
+    ) -> Self {
         output.extend(wire::GREETING.to_be_bytes());
         output.extend(wire::OPTION.to_be_bytes());
         output.extend((hello::FIXED_NEWSTYLE | hello::NO_ZEROES).to_be_bytes());
         Self {
             export,
-            contexts,
+            names,
             stage: Stage::Flags,
             options: 0,
             with_zeroes: true,
@@ -290,7 +298,14 @@ impl<'a> Negotiation<'a> {
         if !self.names_export(name) {
             return replies.refuse(answer::ERR_UNKNOWN, "no such export");
         }
-        let mut found = Context::all(self.contexts);
+        // Most clients want to know of allocation only, which nobody need be asked for.
+        let of_changes = |query: &&[u8]| query.starts_with(QEMU);
+        let names = if queries.iter().any(of_changes) || (!sets && queries.is_empty()) {
+            (self.names)()
+        } else {
+            Vec::new()
+        };
+        let mut found = Context::all(names);
         if sets {
             found.retain(|context| {
                 queries
@@ -321,12 +336,10 @@ impl<'a> Negotiation<'a> {
 /// Whether a query of `LIST_META_CONTEXT` means a context: a name, or where names begin.
 fn lists(query: &[u8], context: &Context) -> bool {
     let (namespace, prefix) = match context {
-        Context::Allocation => ("base:", ALLOCATION),
-        Context::Dirty(_) => ("qemu:", DIRTY_BITMAP),
+        Context::Allocation => (BASE, ALLOCATION),
+        Context::Dirty(_) => (QEMU, DIRTY_BITMAP),
     };
-    query == namespace.as_bytes()
-        || query == prefix.as_bytes()
-        || query == context.name().as_bytes()
+    query == namespace || query == prefix.as_bytes() || query == context.name().as_bytes()
 }
 
 /// An option's number and length.

@@ -9,6 +9,7 @@
 //! requests      bytes to requests, checked                            │ or output, no
 //! replies       bytes of replies                                      │ trust in what
 //! contexts      what changed, for block status                        ┘ a client says
+//! clerk         the thread that asks the store what changed
 //! memory        buffers that are used again, and a limit on them
 //! inbox         from what a socket has to requests with their data
 //! outbox        replies, many in one message
@@ -19,6 +20,7 @@
 //! Sections are named as in the protocol's document, `doc/proto.md` of the
 //! NetworkBlockDevice project.
 
+mod clerk;
 mod connection;
 mod contexts;
 pub mod handshake;

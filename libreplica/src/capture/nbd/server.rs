@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::capture::inline::Entrance;
+use crate::capture::nbd::clerk::Clerk;
 use crate::capture::nbd::connection::{Common, Connection, depth};
 use crate::capture::nbd::contexts::Contexts;
 use crate::capture::nbd::handshake::{Export, Negotiation, OPTION_MAX, Progress, Session, Trim};
@@ -108,7 +109,7 @@ impl NbdServer {
         };
         let common = Common {
             export,
-            contexts,
+            clerk: Clerk::start(contexts).at("start a thread", &options.socket)?,
             allowance: Arc::new(Allowance::new(options.memory.get())),
         };
         let socket = Arc::new(Socket::bind(&options.socket)?);
@@ -225,8 +226,11 @@ impl Shared {
     fn greet(&self, stream: &UnixStream) -> Option<(Session, Vec<u8>)> {
         let until = Instant::now() + self.options.handshake;
         let (mut input, mut output) = (Vec::new(), Vec::new());
-        let contexts = self.common.contexts.as_ref();
-        let mut talk = Negotiation::new(&self.common.export, contexts, &mut output);
+        // Without them a client can still be served, if there is time left.
+        let named = Instant::now() + self.options.handshake / 2;
+        let waits = || !self.is_stopping() && Instant::now() < named;
+        let names = || self.common.clerk.names(waits);
+        let mut talk = Negotiation::new(&self.common.export, &names, &mut output);
         loop {
             let step = talk.advance(&input, &mut output);
             say(stream, until, &mut output).ok()?;
