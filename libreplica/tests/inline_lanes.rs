@@ -42,10 +42,7 @@ fn each_request_does_what_it_says() {
         durability: Durability::Durable,
     };
     assert_eq!(one(&mut lane, zeroes).result, Ok(()));
-    let discard = Request::Discard {
-        extent: extent(MIB, MIB),
-    };
-    assert_eq!(one(&mut lane, discard).result, Ok(()));
+    assert_eq!(discard(&mut lane, MIB, MIB), Ok(()));
     let read = Request::Read {
         to: part(&[9; 16384]),
         extent: extent(0, 16384),
@@ -85,10 +82,7 @@ fn a_discard_leaves_blocks_undefined_and_its_edges_are_read_back() {
     let mut lane = service.lane(8).unwrap();
     write(&mut lane, 0, &[3; 64 << 10]).unwrap();
     climb(&service);
-    let discard = Request::Discard {
-        extent: extent(512, 16384),
-    };
-    assert_eq!(one(&mut lane, discard).result, Ok(()));
+    assert_eq!(discard(&mut lane, 512, 16384), Ok(()));
     let undefined = || -> Vec<u64> {
         let all = (0..16).filter(|n| service.is_undefined(BlockNumber::new(*n)));
         all.collect()
@@ -330,6 +324,40 @@ fn read_direct(device: &File, offset: u64, to: &mut [u8]) {
     let buffer = &mut memory.as_mut_slice()[..len];
     device.read_exact_at(buffer, offset).unwrap();
     to.copy_from_slice(buffer);
+}
+
+/// Also while the stream is given up: what a disk makes of a discarded range is its own affair.
+#[test]
+fn what_was_discarded_in_a_gap_is_restored_as_zeroes() {
+    let disk = Loop::new(16 * MIB);
+    let folder = tempfile::tempdir().unwrap();
+    let (service, _) = Service::start(&spec(&disk, folder.path(), 64 * MIB)).unwrap();
+    let mut lane = service.lane(8).unwrap();
+    climb(&service);
+    service.give_up("a gap begins");
+    for offset in [4096, 8192, 12288, 16384] {
+        write(&mut lane, offset, &[3; 4096]).unwrap();
+    }
+    discard(&mut lane, 4096, 12288).unwrap();
+    write(&mut lane, 8192, &[4; 4096]).unwrap();
+    let (_, moments) = Service::moment(&[&service]).unwrap();
+    assert!(matches!(moments[0], Moment::Blocks(_)));
+    // Behind the moment: neither waits for it to be read, nor changes what it is.
+    let copied = service.counters().copied_out_of_turn;
+    write(&mut lane, 4096, &[5; 4096]).unwrap();
+    assert_eq!(service.counters().copied_out_of_turn, copied);
+    discard(&mut lane, 8192, 4096).unwrap();
+    let moment = [1, 2, 3, 4].map(|n| {
+        // What this disk could answer.
+        let mut bytes = [0xEE; 4096];
+        if n == 4 {
+            bytes = [3; 4096];
+        }
+        service.take_block(BlockNumber::new(n), &mut bytes).unwrap();
+        bytes[0]
+    });
+    assert_eq!(moment, [0, 4, 0, 3]);
+    service.end_moment();
 }
 
 #[test]

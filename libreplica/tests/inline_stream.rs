@@ -20,7 +20,7 @@ use lanes::{MIB, climb, one, replay, spec, take_all, write};
 use libreplica::capture::inline::{Moment, Read, Request, Resumed, Service};
 use libreplica::geometry::BlockNumber;
 use libreplica::policy::Mode;
-use libreplica::units::{ByteLen, Sequence};
+use libreplica::units::{ByteLen, Sequence, Timestamp};
 
 #[test]
 fn a_full_buffer_ends_the_stream_in_a_gap_and_no_write_waits_for_the_shipper() {
@@ -129,6 +129,31 @@ fn a_store_that_fails_costs_nothing_of_the_stream() {
         10
     );
     service.end_moment();
+}
+
+/// What a time means stays clear when the clock is set back; where it was wrong by hours it
+/// counts again once it is right.
+#[test]
+fn what_is_recorded_is_not_older_than_what_the_store_has() {
+    let disk = Loop::new(16 * MIB);
+    let folder = tempfile::tempdir().unwrap();
+    let (service, _) = Service::start(&spec(&disk, folder.path(), 64 * MIB)).unwrap();
+    climb(&service);
+    let mut lane = service.lane(8).unwrap();
+    let mut recorded = || {
+        write(&mut lane, 0, &[1; 4096]).unwrap();
+        take_all(&service)[0].time
+    };
+    let in_minutes = |minutes: i64| {
+        let ahead = minutes * 60 * 1_000_000_000;
+        Timestamp::from_nanos(Timestamp::now().as_nanos() + ahead)
+    };
+    let wrong = in_minutes(120);
+    service.goes_on_from(wrong);
+    assert!(recorded() < wrong);
+    let newest = in_minutes(30);
+    service.goes_on_from(newest);
+    assert_eq!(recorded(), newest);
 }
 
 /// What a service has kept in `folder` looks as if the machine had been restarted since.

@@ -200,6 +200,9 @@ impl Member {
         let sink = Sink::bring_up(&volume.config(), self.geometry, environment, note)?;
         self.look_at_commit(sink.writer.catalogue().last_epoch());
         (self.brings, self.committing) = (None, None);
+        if let (Some(inline), Some(newest)) = (&self.inline, sink.newest_time()) {
+            inline.service().goes_on_from(newest);
+        }
         self.sink = Some(sink);
         Ok(())
     }

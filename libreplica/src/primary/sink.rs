@@ -211,13 +211,18 @@ impl Sink {
         self.writer.catalogue().base.is_some()
     }
 
+    /// The time of the newest point.
+    pub fn newest_time(&self) -> Option<Timestamp> {
+        let points = &self.writer.catalogue().points;
+        points.last().map(|point| point.time)
+    }
+
     /// When the newest point was: what was written before is in the image. After a restart nothing
     /// better is known of the age of what is dirty.
     pub fn newest_moment(&self) -> Instant {
         let now = Instant::now();
-        let points = &self.writer.catalogue().points;
-        let age = points.last().and_then(|point| {
-            let nanos = Timestamp::now().as_nanos() - point.time.as_nanos();
+        let age = self.newest_time().and_then(|time| {
+            let nanos = Timestamp::now().as_nanos() - time.as_nanos();
             u64::try_from(nanos).ok().map(Duration::from_nanos)
         });
         age.and_then(|age| now.checked_sub(age)).unwrap_or(now)

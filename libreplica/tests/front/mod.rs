@@ -2,21 +2,21 @@
 //! server; all of it taken down when the test ends.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "../shipper/mod.rs"]
+mod shipper;
+
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use libreplica::bitmap::Bitmap;
-use libreplica::capture::inline::{
-    Budget, Change, Entry, InlineSpec, Limits, Moment, Read, Service,
-};
+use libreplica::capture::inline::{Entry, Service};
 use libreplica::capture::nbd::{Contexts, NbdOptions, NbdServer, Stretch, stretches};
-use libreplica::device::BlockDevice;
 use libreplica::geometry::Geometry;
-use libreplica::id::VolumeId;
-use libreplica::units::{BlockSize, ByteLen, Extent};
+use libreplica::units::Extent;
 
 use crate::devices::Loop;
+use shipper::{climb, replay, spec_of, take_all};
 
 /// Contexts that are bitmaps by name.
 pub struct Named {
@@ -61,24 +61,9 @@ impl Front {
 
     pub fn over(disk: Loop, change: impl FnOnce(&mut NbdOptions)) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let bytes = ByteLen::new(1 << 30);
-        let spec = InlineSpec {
-            folder: folder.path().to_owned(),
-            volume: VolumeId::from_bytes([7; 16]),
-            disk: BlockDevice::open(&disk.path).unwrap(),
-            block: BlockSize::MIN,
-            limits: Limits {
-                bytes,
-                extents: 1000,
-                shared: Arc::new(Budget::new(bytes)),
-            },
-        };
+        let spec = spec_of(&disk.path, folder.path(), 1 << 30);
         let (service, _) = Service::start(&spec).unwrap();
-        let (_, moments) = Service::moment(&[&service]).unwrap();
-        assert!(matches!(moments[0], Moment::Blocks(_)));
-        service.end_moment();
-        service.moment_is_stored();
-        service.acknowledge();
+        climb(&service);
         let geometry = service.geometry();
         let set = Arc::new(Bitmap::new(geometry.blocks()));
         let sets = vec![("since-test".to_owned(), Arc::clone(&set))];
@@ -113,13 +98,7 @@ impl Front {
 
     /// The backlog, emptied.
     pub fn entries(&self) -> Vec<Entry> {
-        let service = self.service();
-        let cut = service.end_now();
-        let Read::Changes(entries) = service.read(&cut, ByteLen::new(u64::MAX)) else {
-            panic!("they are lost");
-        };
-        service.stored(&cut);
-        entries
+        take_all(self.service())
     }
 
     /// The device holds what `entries` make of zeroes.
@@ -131,13 +110,7 @@ impl Front {
     /// The device holds what `entries` make of `image`, which is made that.
     pub fn assert_goes_on(&self, image: &mut [u8], entries: &[Entry]) {
         let now = std::fs::read(&self.disk.file).unwrap();
-        for entry in entries {
-            let range = entry.extent.offset().get() as usize..entry.extent.end().get() as usize;
-            match &entry.change {
-                Change::Write(data) => image[range].copy_from_slice(data),
-                Change::Zeroes | Change::Discard => image[range].fill(0),
-            }
-        }
+        replay(image, entries);
         assert!(image == now, "the backlog does not replay to the device");
     }
 }

@@ -7,46 +7,31 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "../shipper/mod.rs"]
+mod shipper;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libreplica::ErrorKind;
-use libreplica::capture::inline::{
-    Budget, Change, Cut, Entry, InlineSpec, Limits, Moment, Read, Service,
-};
+use libreplica::capture::inline::{InlineSpec, Service};
 use libreplica::capture::ublk::{How, Started, UblkDevice, UblkSpec};
-use libreplica::device::BlockDevice;
-use libreplica::id::VolumeId;
-use libreplica::policy::Mode;
 use libreplica::sys::ublk::{Control, DeviceNumber, QueueNumber, Tag, fetch};
 use libreplica::sys::uring::{Token, Uring, shared};
-use libreplica::units::{BlockSize, ByteLen};
 
 use crate::devices::run;
+pub use shipper::*;
 
-pub const VOLUME: VolumeId = VolumeId::from_bytes([7; 16]);
 /// The argument with which the test program serves a volume.
 pub const SERVE: &str = "--serve";
 /// The argument with which it begins to take a device over and dies.
 pub const CUT_SHORT: &str = "--cut-short";
 
 pub fn spec(disk: &Path, folder: &Path) -> InlineSpec {
-    let bytes = ByteLen::new(512 << 20);
-    InlineSpec {
-        folder: folder.to_owned(),
-        volume: VOLUME,
-        disk: BlockDevice::open(disk).unwrap(),
-        block: BlockSize::MIN,
-        limits: Limits {
-            bytes,
-            extents: 1000,
-            shared: Arc::new(Budget::new(bytes)),
-        },
-    }
+    spec_of(disk, folder, 512 << 20)
 }
 
 /// A volume that this process serves.
@@ -103,39 +88,6 @@ impl Drop for Front {
         }
         if let Some(service) = self.service.take() {
             service.stop();
-        }
-    }
-}
-
-/// Begins data mode: what is dirty is taken for read.
-pub fn climb(service: &Service) {
-    let (_, moments) = Service::moment(&[service]).unwrap();
-    assert!(matches!(moments[0], Moment::Blocks(_)));
-    service.end_moment();
-    service.moment_is_stored();
-    service.acknowledge();
-    assert_eq!(service.waiting().mode, Mode::Data);
-}
-
-/// The changes up to a cut; the store has them now.
-fn take(service: &Service, cut: &Cut) -> Vec<Entry> {
-    let Read::Changes(entries) = service.read(cut, ByteLen::new(u64::MAX)) else {
-        panic!("they are lost");
-    };
-    service.stored(cut);
-    entries
-}
-
-pub fn take_all(service: &Service) -> Vec<Entry> {
-    take(service, &service.end_now())
-}
-
-pub fn replay(image: &mut [u8], entries: &[Entry]) {
-    for entry in entries {
-        let range = entry.extent.offset().get() as usize..entry.extent.end().get() as usize;
-        match &entry.change {
-            Change::Write(data) => image[range].copy_from_slice(data),
-            Change::Zeroes | Change::Discard => image[range].fill(0),
         }
     }
 }

@@ -19,6 +19,8 @@ pub enum Taken {
     AsRead,
     /// It was changed since; this is the content of the moment.
     Saved(Bytes),
+    /// It had been discarded: whatever was read, it is restored as zeroes.
+    Discarded,
 }
 
 /// One moment's blocks.
@@ -27,6 +29,8 @@ pub struct Copying {
     geometry: Geometry,
     /// Not yet taken.
     pending: Bitmap,
+    /// Of no content at the moment, whoever changes them since.
+    discarded: Bitmap,
     /// Taken out of turn.
     saved: BTreeMap<BlockNumber, Bytes>,
     saved_bytes: u64,
@@ -35,13 +39,20 @@ pub struct Copying {
 }
 
 impl Copying {
-    /// Of the blocks in `round`; at most `limit` bytes of them are saved out of turn.
-    pub fn of(round: &Bitmap, geometry: Geometry, limit: u64) -> Self {
+    /// Of the blocks in `round`, of which those in `undefined` were discarded; at most `limit`
+    /// bytes of them are saved out of turn.
+    pub fn of(round: &Bitmap, undefined: &Bitmap, geometry: Geometry, limit: u64) -> Self {
         let pending = Bitmap::new(geometry.blocks());
+        let discarded = Bitmap::new(geometry.blocks());
         pending.merge_from(round);
+        for run in undefined.runs() {
+            discarded.merge_run_from(round, run);
+            pending.clear_run(run);
+        }
         Self {
             geometry,
             pending,
+            discarded,
             saved: BTreeMap::new(),
             saved_bytes: 0,
             limit,
@@ -96,6 +107,9 @@ impl Copying {
         if let Some(data) = self.saved.remove(&n) {
             self.saved_bytes -= data.len() as u64;
             return Taken::Saved(data);
+        }
+        if self.discarded.test(n) {
+            return Taken::Discarded;
         }
         let end = BlockNumber::new(n.get() + 1);
         self.pending.clear_run(Run { start: n, end });

@@ -52,6 +52,8 @@ pub struct Waiting {
     pub held: ByteLen,
 }
 
+/// How far the clock may have been set back without being taken for wrong before.
+const CLOCK_TRUST: Duration = Duration::from_secs(3600);
 const MOMENT: &str = "take a moment of the stream";
 
 impl Service {
@@ -121,13 +123,36 @@ impl Service {
                 Gap::of(blocks)
             }
         };
-        let copying = Copying::of(gap.blocks(), interceptor.geometry, self.copy_limit());
+        let copying = Copying::of(
+            gap.blocks(),
+            interceptor.ledger.undefined(),
+            interceptor.geometry,
+            self.copy_limit(),
+        );
         state
             .gate
             .raise(Hurdle::Copy, |extent| !copying.may_change(extent));
         state.copying = Some(copying);
         interceptor.mode_changed(state, "all that was missed is being read");
         Moment::Blocks(Blocks(gap))
+    }
+
+    /// The store has changes of `time`: none is recorded as older from now on, though the clock
+    /// was set back meanwhile. By more than an hour it was wrong before, and counts now; then
+    /// times are ambiguous, and numbers are not.
+    pub fn goes_on_from(&self, time: Timestamp) {
+        let ahead = time.as_nanos().saturating_sub(Timestamp::now().as_nanos());
+        let ahead = Duration::from_nanos(u64::try_from(ahead).unwrap_or(0));
+        if ahead > CLOCK_TRUST {
+            tracing::warn!(
+                "{}: the store's newest change is of a time that is {} s ahead: the clock was \
+                 set back; restore by EPOCH:SEQ what was written meanwhile",
+                self.interceptor().path.display(),
+                ahead.as_secs(),
+            );
+            return;
+        }
+        lock(&self.interceptor().state).backlog.tick(time);
     }
 
     /// The next changes before `cut`, about `bytes` of them.
@@ -233,7 +258,7 @@ impl Service {
     }
 
     /// Of the blocks of a moment: one was read. If it was written since the moment, `data`
-    /// is replaced by what it held then.
+    /// is replaced by what it held then; by zeroes if it had been discarded.
     ///
     /// # Errors
     /// [`ErrorKind::State`] when the moment is lost: more was written than there was room to
@@ -248,11 +273,13 @@ impl Service {
                 .detail("more was written meanwhile than could be copied first")
                 .advice("it is tried again at the next interval"));
         };
-        if let Taken::Saved(saved) = copying.take(block) {
-            data.copy_from_slice(&saved);
-        } else {
-            gate.lower(Hurdle::Copy, |extent| copying.may_change(extent));
-            interceptor.release(&mut state, usize::MAX);
+        match copying.take(block) {
+            Taken::Saved(saved) => data.copy_from_slice(&saved),
+            Taken::Discarded => data.fill(0),
+            Taken::AsRead => {
+                gate.lower(Hurdle::Copy, |extent| copying.may_change(extent));
+                interceptor.release(&mut state, usize::MAX);
+            }
         }
         Ok(())
     }
