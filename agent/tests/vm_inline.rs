@@ -56,6 +56,10 @@ fn main() -> ExitCode {
             behind::a_disk_that_somebody_mounts_is_served_when_it_is_free_and_compared,
         ),
         (
+            "a_volume_whose_disk_is_gone_can_be_given_up",
+            behind::a_volume_whose_disk_is_gone_can_be_given_up,
+        ),
+        (
             "what_somebody_writes_while_nobody_serves_is_noticed",
             behind::what_somebody_writes_while_nobody_serves_is_noticed,
         ),

@@ -2,9 +2,10 @@
 //! while the agent does not serve it.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::served::{Direct, Served};
-use super::stage::{Daemon, LoopDevice, MIB, Mount, Place, assert_restores, run};
+use super::stage::{Daemon, LoopDevice, MIB, Mount, Place, assert_restores, run, until};
 
 /// Mounted, it is refused by name, and nothing is touched; free, it is served again, and what
 /// was written meanwhile is found.
@@ -54,6 +55,40 @@ pub fn a_disk_that_somebody_mounts_is_served_when_it_is_free_and_compared() {
 fn uuid(disk: &Path) -> String {
     let asked = ["-p", "-s", "UUID", "-o", "value", disk.to_str().unwrap()];
     run("blkid", asked).trim().to_owned()
+}
+
+/// Its device is removed, too, if it cannot be served any more: not while it is mounted.
+pub fn a_volume_whose_disk_is_gone_can_be_given_up() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let mut disk = LoopDevice::of_its_own(&place, "disk.img", 16 * MIB);
+    let mut daemon = Daemon::start(&place);
+    let served = Served::protect(&daemon, disk.path(), &store, "ublk");
+    let node = served.path().to_owned();
+    let mount = Mount::make("ext4", &node, &place.at("mnt"));
+    daemon.kill();
+    disk.detach();
+    daemon.start_again();
+    daemon.until("it is not served", "v", |status| {
+        status["state"] == "degraded"
+    });
+    let refused = daemon.replica(&["unprotect", "v"]);
+    refused.fails(1, &["uses it", "nobody serves it"]);
+    assert!(node.exists());
+    // What it has to write ends with errors when the device goes.
+    let path = mount.path().to_owned();
+    let mut unmount = std::process::Command::new("umount")
+        .arg("--lazy")
+        .arg(&path)
+        .spawn()
+        .unwrap();
+    until("it is not mounted", Duration::from_secs(20), || {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        (!mounts.contains(path.to_str().unwrap())).then_some(())
+    });
+    daemon.unprotect("v");
+    assert!(!node.exists());
+    assert!(unmount.wait().unwrap().success());
 }
 
 /// After an orderly end, and after a kill; and only then.

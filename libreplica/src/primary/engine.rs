@@ -21,7 +21,7 @@ use crate::primary::protect;
 use crate::primary::spec::{PointOptions, PrimaryOptions, ProtectSpec};
 use crate::primary::status::{PointSummary, Settled, VerifySummary, VolumeStatus};
 use crate::primary::volume::{Volume, locked};
-use crate::primary::{group, lifecycle, show, verify};
+use crate::primary::{group, inline, lifecycle, show, verify};
 
 /// How long a command waits for a volume's current slice of work to end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -208,6 +208,7 @@ impl Primary {
             && locked(&self.unreadable).contains_key(&id)
         {
             self.environment.remove_pins(id)?;
+            inline::remove_leftover(id)?;
             self.environment.state.forget(id)?;
             locked(&self.unreadable).remove(&id);
             return Ok(());

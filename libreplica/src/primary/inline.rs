@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use hrl_format::id::VolumeId;
 use hrl_format::record::Record;
 use hrl_format::units::{Sequence, Timestamp};
 
 use crate::capture::inline::{InlineSpec, Kept, Limits, Resumed, Service};
 use crate::capture::nbd::{NbdOptions, NbdServer};
-use crate::capture::ublk::{How, State, UblkDevice, UblkSpec};
+use crate::capture::ublk::{How, Leftover, State, UblkDevice, UblkSpec};
 use crate::device::{BlockDevice, Layers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::policy::Mode;
@@ -257,20 +258,42 @@ impl Inline {
     /// # Errors
     /// [`ErrorKind::Busy`], naming who uses it.
     pub fn is_free(&self) -> Result<()> {
-        let Some(shown) = &self.shown else {
-            return Ok(());
-        };
-        let layers = Layers::above(&[shown])?;
-        let mounted = layers.filesystems().first();
-        let user = mounted.map(|filesystem| filesystem.mount_point().display().to_string());
-        let user = user.or_else(|| shown.holders().first().map(ToString::to_string));
-        match user {
-            None => Ok(()),
-            Some(user) => Err(Error::new(ErrorKind::Busy, "remove the device")
-                .path(shown.path())
-                .detail(format!("{user} uses it"))
-                .advice("unmount it, or end what uses it, first")),
-        }
+        let shown = self.shown.as_ref();
+        shown.map_or(Ok(()), |shown| {
+            is_free(shown, "unmount it, or end what uses it, first")
+        })
+    }
+}
+
+/// Removes the device that users of a volume are left with whom nobody serves: one whose
+/// removal has failed, or whose disk cannot be taken again.
+///
+/// # Errors
+/// [`ErrorKind::Busy`] if it is mounted, or held; what the kernel says.
+pub fn remove_leftover(volume: VolumeId) -> Result<()> {
+    let Some(left) = Leftover::find(volume)? else {
+        return Ok(());
+    };
+    let device = BlockDevice::open(left.path())?;
+    is_free(
+        &device,
+        "nobody serves it: bring the disk back, or give up what is not written there \
+         (`umount --lazy`)",
+    )?;
+    left.remove()
+}
+
+fn is_free(device: &BlockDevice, advice: &str) -> Result<()> {
+    let layers = Layers::above(&[device])?;
+    let mounted = layers.filesystems().first();
+    let user = mounted.map(|filesystem| filesystem.mount_point().display().to_string());
+    let user = user.or_else(|| device.holders().first().map(ToString::to_string));
+    match user {
+        None => Ok(()),
+        Some(user) => Err(Error::new(ErrorKind::Busy, "remove the device")
+            .path(device.path())
+            .detail(format!("{user} uses it"))
+            .advice(advice)),
     }
 }
 

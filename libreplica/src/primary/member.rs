@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
 use crate::primary::config::{Phase, Shipping, VolumeConfig};
 use crate::primary::environment::Environment;
-use crate::primary::inline::{Ending, Inline, Past};
+use crate::primary::inline::{self, Ending, Inline, Past};
 use crate::primary::lifecycle;
 use crate::primary::source;
 use crate::primary::status::VolumeStatus;
@@ -360,9 +360,12 @@ impl Member {
         self.stream = None;
         let source = self.source.take();
         volume.set_inline(None);
-        if let Some(inline) = self.inline.take() {
-            inline.end(Ending::Volume)?;
-            inline.close();
+        match self.inline.take() {
+            Some(inline) => {
+                inline.end(Ending::Volume)?;
+                inline.close();
+            }
+            None => inline::remove_leftover(self.id)?,
         }
         match source {
             Some(source) => source.release(),

@@ -36,6 +36,7 @@ mod buffers;
 mod crew;
 mod device;
 mod host;
+mod leftover;
 mod profile;
 mod queue;
 mod spec;
@@ -43,4 +44,5 @@ mod watch;
 
 pub use crate::sys::ublk::{DeviceNumber, Features};
 pub use device::UblkDevice;
+pub use leftover::Leftover;
 pub use spec::{How, Started, State, UblkSpec, UblkStatus};
