@@ -5,16 +5,19 @@
 //! the operation and comes back with its end. So nothing here can be called wrongly, and
 //! nothing is copied.
 
+mod entry;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use io_uring::types::{CancelBuilder, Fd};
-use io_uring::{IoUring, opcode, squeue};
+use io_uring::types::CancelBuilder;
+use io_uring::{IoUring, squeue};
 
+use self::entry::{Again, Held, again, entry, is_within, transfer};
 use crate::sys::memory::AlignedMemory;
 
 /// A file, a device or a socket that operations go to, as [`Uring::add`] numbered it.
@@ -127,21 +130,10 @@ pub struct Ended {
     pub part: Option<Part>,
 }
 
-/// What the kernel may touch until the operation has ended.
-enum Held {
-    Nothing,
-    /// Nothing, and it ends when a driver says so: perhaps never.
-    NothingForever,
-    Part(Part),
-    /// What an eventfd counts.
-    Count {
-        _to: Box<u64>,
-    },
-}
-
 struct Slot {
     token: Token,
     held: Held,
+    again: Option<Again>,
 }
 
 /// One ring and the operations in it. Used by one thread.
@@ -229,10 +221,11 @@ impl Uring {
         let Some(index) = self.free.pop() else {
             return self.refuse(token, libc::EBUSY, operation);
         };
+        let again = again(file, &operation);
         let (entry, held) = entry(fd, operation);
         let entry = entry.user_data(u64::from(index));
         self.commands += u32::from(matches!(held, Held::NothingForever));
-        self.slots[index as usize] = Some(Slot { token, held });
+        self.slots[index as usize] = Some(Slot { token, held, again });
         self.in_flight += 1;
         // SAFETY: the memory that the entry names is held in the slot until its end is
         // taken from the completion queue, or for ever (see `drop`).
@@ -284,13 +277,18 @@ impl Uring {
         if let Some(refused) = self.refused.pop_front() {
             return Some(refused);
         }
-        let entry = self.ring.completion().next()?;
-        let index = entry.user_data();
-        let slot = self.slots.get_mut(index as usize)?.take()?;
+        let (index, slot, result) = loop {
+            let entry = self.ring.completion().next()?;
+            let index = entry.user_data();
+            let slot = self.slots.get_mut(index as usize)?.take()?;
+            let Some((slot, result)) = self.settle(index, slot, entry.result()) else {
+                continue;
+            };
+            break (index, slot, result);
+        };
         self.free.push(index as u32);
         self.in_flight -= 1;
         self.commands -= u32::from(matches!(slot.held, Held::NothingForever));
-        let result = entry.result();
         let part = match slot.held {
             Held::Part(part) => Some(part),
             Held::Nothing | Held::NothingForever | Held::Count { .. } => None,
@@ -300,6 +298,30 @@ impl Uring {
             result: u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result)),
             part,
         })
+    }
+
+    /// Starts anew what the kernel gave up because it would have had to wait; once, and so that
+    /// it does. Returns what has ended indeed.
+    fn settle(&mut self, index: u64, mut slot: Slot, result: i32) -> Option<(Slot, i32)> {
+        let again = slot.again.take();
+        let (Some(again), true) = (again, result == -libc::EAGAIN) else {
+            return Some((slot, result));
+        };
+        let file = self.files.get(again.file.0 as usize);
+        let (Some(Some(file)), Held::Part(part)) = (file, &slot.held) else {
+            return Some((slot, result));
+        };
+        let entry = transfer(file.as_raw_fd(), part, again.at, again.way);
+        let entry = entry.flags(squeue::Flags::ASYNC).user_data(index);
+        let full = self.ring.submission().is_full();
+        if full && self.submit(0).is_err() {
+            return Some((slot, result));
+        }
+        self.slots[index as usize] = Some(slot);
+        // SAFETY: as in `start`.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        debug_assert!(pushed.is_ok(), "there was room");
+        None
     }
 
     /// Tells the kernel what was started, ends early what can be ended so, and waits for all
@@ -335,77 +357,6 @@ impl std::fmt::Debug for Uring {
         f.debug_struct("Uring")
             .field("in_flight", &in_flight)
             .finish_non_exhaustive()
-    }
-}
-
-fn is_within(operation: &Operation) -> bool {
-    match operation {
-        Operation::Read { to: part, .. }
-        | Operation::Write { from: part, .. }
-        | Operation::Receive { to: part }
-        | Operation::Send { from: part } => {
-            let Range { start, end } = part.range;
-            start <= end && end <= part.buffer.as_slice().len() && end - start <= i32::MAX as usize
-        }
-        Operation::Flush | Operation::Sleep | Operation::Command { .. } => true,
-    }
-}
-
-/// The kernel's entry for an operation, and what has to be held until its end.
-fn entry(fd: RawFd, operation: Operation) -> (squeue::Entry, Held) {
-    let at_part = |part: &Part| {
-        // Within the buffer, as `is_within` has seen.
-        let start = part.buffer.start().as_ptr().wrapping_add(part.range.start);
-        (start, (part.range.end - part.range.start) as u32)
-    };
-    match operation {
-        Operation::Read { to, at } => {
-            let (start, len) = at_part(&to);
-            let read = opcode::Read::new(Fd(fd), start, len).offset(at);
-            (read.build(), Held::Part(to))
-        }
-        Operation::Write {
-            from,
-            at,
-            durability,
-        } => {
-            let (start, len) = at_part(&from);
-            let flags = match durability {
-                Durability::Cached => 0,
-                Durability::Durable => libc::RWF_DSYNC,
-            };
-            let write = opcode::Write::new(Fd(fd), start, len).offset(at);
-            (write.rw_flags(flags).build(), Held::Part(from))
-        }
-        Operation::Flush => {
-            let flush = opcode::Fsync::new(Fd(fd)).flags(io_uring::types::FsyncFlags::DATASYNC);
-            (flush.build(), Held::Nothing)
-        }
-        Operation::Receive { to } => {
-            let (start, len) = at_part(&to);
-            (
-                opcode::Recv::new(Fd(fd), start, len).build(),
-                Held::Part(to),
-            )
-        }
-        Operation::Send { from } => {
-            let (start, len) = at_part(&from);
-            let send =
-                opcode::Send::new(Fd(fd), start, len).flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL);
-            (send.build(), Held::Part(from))
-        }
-        Operation::Sleep => {
-            let mut count = Box::new(0_u64);
-            let to = std::ptr::from_mut(count.as_mut()).cast();
-            (
-                opcode::Read::new(Fd(fd), to, 8).build(),
-                Held::Count { _to: count },
-            )
-        }
-        Operation::Command { code, bytes } => {
-            let command = opcode::UringCmd16::new(Fd(fd), code).cmd(bytes);
-            (command.build(), Held::NothingForever)
-        }
     }
 }
 

@@ -18,8 +18,7 @@
 //! stream        what the shipper sees of all that
 //! ```
 //!
-//! No read and no change of the device ever waits for the target, nor for the shipper. A client
-//! of NBD that asks what changed since a recovery point does: its connection reads the store.
+//! No read and no change of the device ever waits for the target, nor for the shipper.
 
 mod activity;
 mod activity_file;
