@@ -2,11 +2,17 @@
 //! The others go on shipping, say why there is no point, and have common points again as
 //! soon as there can be one. And each keeps its own points by its own policy.
 
+use std::collections::HashMap;
 use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 
-use crate::stage::{Daemon, LoopDevice, MIB, Mount, Place, Volume, assert_restores, write_random};
+use crate::inline::{protect_as, qemu_io};
+use crate::stage::{
+    Daemon, LoopDevice, MIB, Mount, Place, Volume, assert_restores, replica, write_random,
+};
 
 /// Protects `disks` as `a` and `b` in one group, each with its own interval.
 fn group(daemon: &mut Daemon, place: &Place, disks: [&LoopDevice; 2], every: [&str; 2]) {
@@ -191,5 +197,90 @@ fn one_whose_store_is_full() {
     for (name, disk) in ["a", "b"].iter().zip(&disks) {
         daemon.until("they have common points again", name, is_well);
         assert_restores(&place, &place.at(name), name, "latest", disk.path());
+    }
+}
+
+/// The points that a volume has, by what tells those of one group's moment.
+fn groups_points(daemon: &Daemon, name: &str) -> HashMap<String, String> {
+    let points = daemon.replica(&["points", name, "--json"]).json();
+    let points = points["points"].as_array().unwrap().iter();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    points
+        .filter(|point| point["group"].is_string())
+        .map(|point| (text(&point["time"]), text(&point["id"])))
+        .collect()
+}
+
+/// The first byte of volume `name` at a point.
+fn first_byte(store: &Path, name: &str, point: &str, to: &Path) -> u8 {
+    let (store, output) = (store.to_str().unwrap(), to.to_str().unwrap());
+    let args = ["restore", name, "--store", store, "--point", point];
+    replica(&[&args[..], &["--output", output, "--force"]].concat()).ok();
+    fs::read(to).unwrap()[0]
+}
+
+/// A moment of one volume is an end in its stream, of the other the blocks that changed while
+/// its stream was given up; it is the same moment.
+#[test]
+fn one_in_a_gap_of_its_stream() {
+    let place = Place::new();
+    fs::write(place.at("agent.toml"), "buffer = \"4MiB\"\n").unwrap();
+    let full = Mount::memory(&place.at("full"), 8 * MIB);
+    fs::write(full.at("filler"), vec![1; 8 << 20]).unwrap();
+    let disks = ["a.img", "b.img"].map(|name| LoopDevice::new(&place, name, 64 * MIB));
+    let daemon = Daemon::start(&place);
+    let stores = ["a", "b"].map(|name| place.folder(name));
+    let spool = full.path().to_str().unwrap();
+    let options = ["--group", "g", "--every", "1h", "--spool", spool];
+    let uris = [0, 1].map(|n| {
+        let name = ["a", "b"][n];
+        protect_as(name, &daemon, &disks[n], &stores[n], &options)
+    });
+    for name in ["a", "b"] {
+        daemon.until("it records data", name, |status| status["mode"] == "data");
+    }
+    daemon.replica(&["pause", "b"]).ok();
+    let commands: Vec<String> = (1..32).map(|n| format!("write -q -P 7 {n}M 1M")).collect();
+    let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
+    qemu_io(&uris[1], &commands);
+    assert_ne!(daemon.status("b")["mode"], "data");
+    assert_eq!(daemon.status("a")["mode"], "data");
+
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Always in the first before it is in the second.
+        scope.spawn(|| {
+            for n in 1..250 {
+                let write = format!("write -q -P {n} 0 4k");
+                uris.iter().for_each(|uri| qemu_io(uri, &[&write]));
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+        });
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        daemon.replica(&["resume", "b"]).ok();
+        daemon.until("b has climbed", "b", |status| {
+            status["mode"] == "data" && is_well(status)
+        });
+        daemon.point("a", &[]);
+        stop.store(true, Ordering::Relaxed);
+    });
+    daemon.point("a", &[]);
+    let [a, b] = ["a", "b"].map(|name| groups_points(&daemon, name));
+    let mut common = 0;
+    for (time, id) in &a {
+        let Some(other) = b.get(time) else { continue };
+        common += 1;
+        let restored = place.at("restored.img");
+        let a = first_byte(&stores[0], "a", id, &restored);
+        let b = first_byte(&stores[1], "b", other, &restored);
+        assert!(b <= a && a <= b + 1, "{a} beside {b} at {time}");
+    }
+    assert!(common >= 3, "{a:?} {b:?}");
+    for (name, disk) in ["a", "b"].into_iter().zip(&disks) {
+        let latest = daemon.point(name, &[]);
+        let store = place.at(name);
+        assert_restores(&place, &store, name, &latest, disk.path());
     }
 }

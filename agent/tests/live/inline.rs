@@ -25,9 +25,21 @@ pub fn qemu_io(uri: &str, commands: &[&str]) {
 /// Protects `disk` as volume `v` behind an NBD server; the server's URI.
 #[track_caller]
 pub fn protect(daemon: &mut Daemon, disk: &LoopDevice, store: &Path, options: &[&str]) -> String {
+    protect_as("v", daemon, disk, store, options)
+}
+
+/// The same of a volume of any name.
+#[track_caller]
+pub fn protect_as(
+    name: &str,
+    daemon: &Daemon,
+    disk: &LoopDevice,
+    store: &Path,
+    options: &[&str],
+) -> String {
     let device = disk.path().to_str().unwrap();
     let store = store.to_str().unwrap();
-    let mut args = vec!["protect", device, "--to", store, "--name", "v"];
+    let mut args = vec!["protect", device, "--to", store, "--name", name];
     args.extend(["--capture", "nbd", "--wait"]);
     args.extend(options);
     let reply = daemon.replica(&args);
