@@ -13,45 +13,19 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use libreplica::capture::inline::{
-    Budget, Cookie, Durability, Event, InlineSpec, Lane, Limits, Request, Service,
-};
-use libreplica::device::BlockDevice;
-use libreplica::id::VolumeId;
+use libreplica::capture::inline::{Cookie, Durability, Event, Lane, Request, Service};
 use libreplica::sys::memory::AlignedMemory;
 use libreplica::sys::uring::Part;
-use libreplica::units::{BlockSize, ByteLen, ByteOffset, Extent};
+use libreplica::units::{ByteLen, ByteOffset, Extent};
 use replica_bench::Numbers;
+use replica_bench::inline::{LoopDevice, spec};
 
 const GIB: u64 = 1 << 30;
 const SIZE: u64 = 16 * GIB;
 const DEPTH: u64 = 32;
 const TIME: Duration = Duration::from_secs(5);
-
-/// A loop device over a file in memory, detached when dropped.
-struct Disk(String);
-
-impl Disk {
-    fn new(folder: &Path) -> Self {
-        let file = folder.join("disk");
-        File::create(&file).unwrap().set_len(SIZE).unwrap();
-        let mut losetup = Command::new("losetup");
-        losetup.args(["--find", "--show"]).arg(file);
-        let output = losetup.output().unwrap();
-        assert!(output.status.success(), "losetup: run this as root");
-        Self(String::from_utf8(output.stdout).unwrap().trim().to_owned())
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["-d", &self.0]).status();
-    }
-}
 
 fn main() {
     let parent = std::env::var_os("REPLICA_TMP").unwrap_or_else(|| "/var/tmp".into());
@@ -64,8 +38,9 @@ fn main() {
         "over, GiB | writes/s | transactions/s | writes for a transaction | writes that waited"
     );
     for over in [1, 4, 5, 8, 16] {
-        let memory = tempfile::tempdir_in("/dev/shm").unwrap();
-        let disk = Disk::new(memory.path());
+        let memory = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        memory.as_file().set_len(SIZE).unwrap();
+        let disk = LoopDevice::over(memory.path(), &[]);
         let state = tempfile::tempdir_in(folder.path()).unwrap();
         measure(&disk, state.path(), over);
     }
@@ -88,19 +63,8 @@ fn one_write(folder: &Path) -> u128 {
     took[took.len() / 2]
 }
 
-fn measure(disk: &Disk, state: &Path, over: u64) {
-    let bytes = ByteLen::new(1 << 20);
-    let spec = InlineSpec {
-        folder: state.to_owned(),
-        volume: VolumeId::from_bytes([7; 16]),
-        disk: BlockDevice::open(&disk.0).unwrap(),
-        block: BlockSize::MIN,
-        limits: Limits {
-            bytes,
-            extents: 1000,
-            shared: Arc::new(Budget::new(bytes)),
-        },
-    };
+fn measure(disk: &LoopDevice, state: &Path, over: u64) {
+    let spec = spec(disk.path(), state, ByteLen::new(1 << 20));
     let (service, _) = Service::start(&spec).unwrap();
     let mut lane = service.lane(DEPTH as u32).unwrap();
     let mut numbers = Numbers::default();

@@ -11,7 +11,7 @@
     reason = "a bench that cannot run shall say so and end"
 )]
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{IoSlice, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -19,12 +19,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use libreplica::capture::inline::{self, Budget, InlineSpec, Limits, Service};
+use libreplica::capture::inline::Service;
 use libreplica::capture::nbd::{NbdOptions, NbdServer, NoContexts};
-use libreplica::device::BlockDevice;
-use libreplica::id::VolumeId;
-use libreplica::policy::Mode;
-use libreplica::units::{BlockSize, ByteLen, Sequence};
+use libreplica::units::ByteLen;
+use replica_bench::inline::{self, LoopDevice};
 use replica_bench::{Numbers, noise};
 
 const SIZE: u64 = 512 << 20;
@@ -224,76 +222,22 @@ fn nix_terminate(child: &Child) -> std::io::Result<()> {
 /// Serves until terminated: what the child process of ours does.
 fn serve(device: &str, socket: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let bytes = ByteLen::new(256 << 20);
-    let spec = InlineSpec {
-        folder: folder.path().to_owned(),
-        volume: VolumeId::from_bytes([7; 16]),
-        disk: BlockDevice::open(device).unwrap(),
-        block: BlockSize::MIN,
-        limits: Limits {
-            bytes,
-            extents: 1000,
-            shared: Arc::new(Budget::new(bytes)),
-        },
-    };
+    let spec = inline::spec(Path::new(device), folder.path(), ByteLen::new(256 << 20));
     let (service, _) = Service::start(&spec).unwrap();
-    Service::moment(&[&service]).unwrap();
-    service.end_moment();
-    service.moment_is_stored();
-    service.acknowledge();
+    inline::record(&service);
     let options = NbdOptions::new(socket);
     let _server = NbdServer::start(service.entrance(), options, Arc::new(NoContexts)).unwrap();
     loop {
-        service.wait(Duration::from_millis(100));
-        let cut = service.end_now();
-        while let inline::Read::Changes(entries) = service.read(&cut, ByteLen::new(4 << 20))
-            && !entries.is_empty()
-        {
-            let read = cut.at(Sequence::new(
-                service.stored_up_to().get() + entries.len() as u64,
-            ));
-            service.stored(&read);
-        }
-        assert_eq!(
-            service.waiting().mode,
-            Mode::Data,
-            "the backlog was not taken in time"
-        );
+        inline::take(&service);
     }
 }
 
-/// A loop device over memory, detached when dropped.
-struct Disk {
-    file: PathBuf,
-    device: String,
-}
-
-impl Disk {
-    fn new() -> Self {
-        let file = PathBuf::from(format!("/dev/shm/replica-bench-{}", std::process::id()));
-        let mut image = File::create(&file).unwrap();
-        let data = noise(1 << 20);
-        (0..SIZE >> 20).for_each(|_| image.write_all(&data).unwrap());
-        let output = Command::new("losetup")
-            .args(["--find", "--show"])
-            .arg(&file)
-            .output();
-        let device = String::from_utf8(output.unwrap().stdout)
-            .unwrap()
-            .trim()
-            .to_owned();
-        assert!(device.starts_with("/dev/"), "no loop device");
-        Self { file, device }
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup")
-            .args(["--detach", &self.device])
-            .status();
-        let _ = fs::remove_file(&self.file);
-    }
+/// A file of noise in memory, and a loop device over it.
+fn disk() -> (LoopDevice, tempfile::NamedTempFile) {
+    let mut file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    let data = noise(1 << 20);
+    (0..SIZE >> 20).for_each(|_| file.write_all(&data).unwrap());
+    (LoopDevice::over(file.path(), &[]), file)
 }
 
 fn command(program: &str, device: &str, socket: &str) -> Command {
@@ -323,7 +267,7 @@ fn main() {
     {
         return serve(device, socket);
     }
-    let disk = Disk::new();
+    let (disk, _file) = disk();
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("nbd.sock");
     let there = |program: &&str| {
@@ -341,7 +285,8 @@ fn main() {
     let mut found = vec![vec![(Vec::new(), Vec::new()); programs.len()]; LOADS.len()];
     for _ in 0..ROUNDS {
         for (p, program) in programs.iter().enumerate() {
-            let command = command(program, &disk.device, socket.to_str().unwrap());
+            let device = disk.path().to_str().unwrap();
+            let command = command(program, device, socket.to_str().unwrap());
             let server = Server::start(command, &socket);
             for (l, load) in LOADS.into_iter().enumerate() {
                 let (cpu, rate) = server.measure(load);

@@ -1,6 +1,8 @@
 //! What the benches share: data that is neither too easy nor too hard to compress, and
 //! random numbers that are the same in every run, so that two runs measure the same work.
 
+pub mod inline;
+
 /// Pseudo-random numbers from a fixed seed (xorshift64*).
 #[derive(Clone, Debug)]
 pub struct Numbers(u64);
