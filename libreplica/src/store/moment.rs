@@ -163,7 +163,10 @@ impl Catalogue {
 
     pub(super) fn window(&self, logs: &[LogEntry]) -> Option<Window> {
         let first = logs.first()?;
-        let begin = first.in_order()?;
+        // An empty log says when it was begun, which may be after what came before the next.
+        let recorded = logs.iter().filter_map(LogEntry::in_order);
+        let mut recorded = recorded.filter(|records| records.records > 0);
+        let begin = recorded.next().or(first.in_order())?;
         // The epoch before may end in a point; then its state is known since then.
         let before = self.points.iter();
         let before = before.filter(|point| point.epoch.next() == first.first);

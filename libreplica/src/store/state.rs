@@ -197,7 +197,10 @@ impl VolumeReader {
         });
         let Some(range) = found else { return Ok(None) };
         let logs = &catalogue.logs[range];
-        let begun = |log: &&LogEntry| log.in_order().is_some_and(|records| records.from <= time);
+        let begun = |log: &&LogEntry| {
+            let records = log.in_order().filter(|records| records.records > 0);
+            records.is_some_and(|records| records.from <= time)
+        };
         let Some(entry) = logs.iter().rfind(begun).or(logs.first()) else {
             return Ok(None);
         };

@@ -162,7 +162,8 @@ impl History {
             let state = state.unwrap();
             if state.id() != found {
                 // The tag of a point that was taken back: it changes nothing.
-                assert!(matches!(state.id(), StateId::Moment(_)), "{seconds} s");
+                let wrong = format!("{seconds} s: {:?} for {found:?}", state.id());
+                assert!(matches!(state.id(), StateId::Moment(_)), "{wrong}");
                 same(&mut reader.open(state.id()).unwrap(), image);
             }
             assert_eq!(state.size().get() as usize, image.len());
@@ -195,6 +196,22 @@ fn in_order(history: &mut History, writer: &mut VolumeWriter) {
     history.point_with_root(&mut epoch);
     writer.commit(epoch).unwrap();
     history.keep_moments(writer);
+}
+
+/// It is begun later than what is recorded behind it happened: what was recorded counts.
+#[test]
+fn a_window_that_begins_with_an_empty_epoch_begins_with_its_first_record() {
+    for key in keys() {
+        let scratch = Scratch::new();
+        let (mut history, mut writer) = streamed(&scratch, key);
+        let mut read = writer.begin_epoch().unwrap();
+        history.change(&mut read);
+        writer.commit(read).unwrap();
+        let empty = writer.begin_epoch_in(RecordOrder::AsCompleted).unwrap();
+        writer.commit(empty).unwrap();
+        in_order(&mut history, &mut writer);
+        history.check_moments();
+    }
 }
 
 fn keys() -> [Option<VolumeKey>; 2] {
