@@ -46,6 +46,8 @@ pub fn record(service: &Service) {
 
 /// Waits for changes, a moment at most, and takes all that have come.
 pub fn take(service: &Service) {
+    // A change of mode that nobody was told of is worth waking up for.
+    service.mode_changes();
     service.wait(Duration::from_millis(100));
     let cut = service.end_now();
     while let Read::Changes(entries) = service.read(&cut, ByteLen::new(4 << 20))
