@@ -198,6 +198,15 @@ fn what_changed_since_a_point_is_read_over_nbd() {
     let third = daemon.replica(&["point", "v"]).ok().to_owned();
     assert_eq!(changed(&uri, &second), [(1 << 20, 4096), (32 << 20, 4096)]);
     assert_eq!(changed(&uri, &third), []);
+    // Nobody knows while a resync is owed.
+    daemon.replica(&["pause", "v"]).ok();
+    daemon.replica(&["resync", "v"]).ok();
+    assert_eq!(changed(&uri, &third), [(0, 64 << 20)]);
+    daemon.replica(&["resume", "v"]).ok();
+    daemon.until("it is compared", "v", |status| {
+        status["state"] == "replicating" && status["counters"]["resyncs"] == 1
+    });
+    assert_eq!(changed(&uri, &third), []);
     let output = Command::new("nbdinfo")
         .args(["--json", &uri])
         .output()

@@ -17,9 +17,9 @@ use crate::capture::ublk::{How, Leftover, State, UblkDevice, UblkSpec};
 use crate::device::{BlockDevice, Layers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::policy::Mode;
-use crate::primary::config::{Capture, VolumeConfig};
+use crate::primary::config::{Capture, Phase, VolumeConfig};
 use crate::primary::environment::Environment;
-use crate::primary::since::Since;
+use crate::primary::since::{Knowledge, Since};
 use crate::primary::spooler::{Spooler, SpoolerSpec};
 use crate::primary::status::{LastError, ModeChanged, UblkSummary, VolumeStatus};
 use crate::primary::volume::locked;
@@ -49,6 +49,8 @@ pub struct Inline {
     address: String,
     /// The same as a device of this machine, if it is one.
     shown: Option<BlockDevice>,
+    /// What can be said of the time since the points.
+    knowledge: Arc<Knowledge>,
     /// Where the stream waits for which memory has no room.
     spooler: Spooler,
     /// Why the mode is what it is.
@@ -113,8 +115,9 @@ impl Inline {
         }
         service.lose_stream(&cause);
         let spooler = Spooler::start(&service, spooler_spec(config, environment, &service))?;
-        match open_front(config, environment, &service) {
-            Ok(front) => Ok((Self::with(service, spooler, front), past)),
+        let knowledge = Arc::new(Knowledge::default());
+        match open_front(config, environment, &service, &knowledge) {
+            Ok(front) => Ok((Self::with(service, knowledge, spooler, front), past)),
             Err(error) => {
                 // Else its threads would hold the device for ever.
                 service.stop();
@@ -124,9 +127,15 @@ impl Inline {
         }
     }
 
-    fn with(service: Arc<Service>, spooler: Spooler, opened: Opened) -> Self {
+    fn with(
+        service: Arc<Service>,
+        knowledge: Arc<Knowledge>,
+        spooler: Spooler,
+        opened: Opened,
+    ) -> Self {
         Self {
             service,
+            knowledge,
             front: Mutex::new(Some(opened.front)),
             address: opened.address,
             shown: opened.shown,
@@ -134,6 +143,11 @@ impl Inline {
             mode_cause: Mutex::default(),
             refused: AtomicU64::new(0),
         }
+    }
+
+    /// The volume's phase is this: it says whether what changed since the points is known.
+    pub fn follows(&self, phase: &Phase) {
+        self.knowledge.follows(phase);
     }
 
     /// The capture.
@@ -362,11 +376,12 @@ fn open_front(
     config: &VolumeConfig,
     environment: &Environment,
     service: &Arc<Service>,
+    knowledge: &Arc<Knowledge>,
 ) -> Result<Opened> {
     match config.capture {
         Capture::Nbd => {
             let options = NbdOptions::new(socket(config, environment));
-            let since = Since::new(config.store.clone(), config.id, service);
+            let since = Since::new(config.store.clone(), config.id, service, knowledge);
             let server = NbdServer::start(service.entrance(), options, Arc::new(since))?;
             let address = server.uri();
             Ok(Opened {

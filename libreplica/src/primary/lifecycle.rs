@@ -177,6 +177,7 @@ fn take_up(volume: &Volume, environment: &Environment, member: &mut Member) -> R
         }
     })?;
     volume.pace(Pace::copied);
+    volume.store_is_known();
     if volume.config().phase == Phase::Replicating {
         volume.show_that_it_ships();
     }

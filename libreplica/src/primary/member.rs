@@ -16,7 +16,7 @@ use crate::capture::Observer;
 use crate::digest::DigestTree;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
-use crate::primary::config::{Phase, Shipping, VolumeConfig};
+use crate::primary::config::{Capture, Phase, Shipping, VolumeConfig};
 use crate::primary::environment::Environment;
 use crate::primary::inline::{self, Ending, Inline, Past};
 use crate::primary::lifecycle;
@@ -192,6 +192,9 @@ impl Member {
             // What follows on the image is nothing that the volume ever was.
             (self.stream, self.is_at_a_point) = (None, false);
         }
+        if sink.is_ok() {
+            volume.store_is_known();
+        }
         sink
     }
 
@@ -365,7 +368,8 @@ impl Member {
                 inline.end(Ending::Volume)?;
                 inline.close();
             }
-            None => inline::remove_leftover(self.id)?,
+            None if volume.config().capture == Capture::Ublk => inline::remove_leftover(self.id)?,
+            None => {}
         }
         match source {
             Some(source) => source.release(),

@@ -2,10 +2,13 @@
 //! backup tools read it as QEMU's dirty bitmaps. It comes from the indexes of the logs after
 //! the point, and from what is not shipped yet; no lock of the volume is needed, so that a
 //! tool neither waits for a point that is being made nor holds one up. Nor does it hold the
-//! volume's service: a store that hangs does so without those who are served.
+//! volume's service: a store that hangs does so without those who are served. While a resync is
+//! owed, what changed is not known, and all of it is told as changed.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use hrl_format::id::{PointId, VolumeId};
@@ -16,11 +19,32 @@ use crate::capture::inline::Service;
 use crate::capture::nbd::{Contexts, Stretch, stretches};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{Geometry, Run};
+use crate::primary::config::Phase;
 use crate::primary::volume::locked;
 use crate::store::{Store, VolumeReader};
 
 /// What names begin with; the point's id follows.
 const SINCE: &str = "since-";
+
+/// Points of which it is remembered what the logs behind them say.
+const REMEMBERED: usize = 4;
+
+/// Whether all that changed since the points is in the store, or known to be missing there.
+#[derive(Debug, Default)]
+pub struct Knowledge(AtomicBool);
+
+impl Knowledge {
+    /// It is in this phase of the volume, or is not. At first it is not, for the store may have
+    /// been put back to an older state.
+    pub fn follows(&self, phase: &Phase) {
+        self.0
+            .store(*phase == Phase::Replicating, Ordering::Release);
+    }
+
+    fn is_whole(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
 
 /// What changed since each recovery point of one volume.
 pub struct Since {
@@ -28,7 +52,8 @@ pub struct Since {
     volume: VolumeId,
     geometry: Geometry,
     service: Weak<Service>,
-    newest: Mutex<Option<Known>>,
+    knowledge: Arc<Knowledge>,
+    newest: Mutex<VecDeque<Known>>,
 }
 
 /// What the logs after a point say, up to an epoch.
@@ -40,13 +65,19 @@ struct Known {
 
 impl Since {
     /// Of a volume in `store` whose users go through `service`.
-    pub fn new(store: PathBuf, volume: VolumeId, service: &Arc<Service>) -> Self {
+    pub fn new(
+        store: PathBuf,
+        volume: VolumeId,
+        service: &Arc<Service>,
+        knowledge: &Arc<Knowledge>,
+    ) -> Self {
         Self {
+            knowledge: Arc::clone(knowledge),
             store,
             volume,
             geometry: service.geometry(),
             service: Arc::downgrade(service),
-            newest: Mutex::new(None),
+            newest: Mutex::default(),
         }
     }
 
@@ -60,9 +91,8 @@ impl Since {
         let reader = self.reader()?;
         let last = reader.catalogue()?.last_epoch();
         let mut newest = locked(&self.newest);
-        if let Some(known) = &*newest
-            && (known.point, known.epoch) == (point, last)
-        {
+        let mut all = newest.iter();
+        if let Some(known) = all.find(|known| (known.point, known.epoch) == (point, last)) {
             set.merge_run_from(&known.set, run);
             return Ok(());
         }
@@ -74,7 +104,9 @@ impl Since {
             }
         }
         set.merge_run_from(&known, run);
-        *newest = Some(Known {
+        newest.retain(|known| known.point != point);
+        newest.truncate(REMEMBERED - 1);
+        newest.push_front(Known {
             point,
             epoch: changed.newest,
             set: known,
@@ -114,8 +146,8 @@ impl Contexts for Since {
         let set = Bitmap::new(self.geometry.blocks());
         // First what is not shipped: what is shipped meanwhile is met a second time, not missed.
         match self.service.upgrade() {
-            Some(service) => service.add_dirty(&set, run),
-            None => set.set_run(run),
+            Some(service) if self.knowledge.is_whole() => service.add_dirty(&set, run),
+            _ => set.set_run(run),
         }
         self.add_shipped(point, &set, run).inspect_err(|error| {
             tracing::warn!(volume = %self.volume, "what changed cannot be said: {error}");

@@ -11,7 +11,7 @@ use hrl_format::id::VolumeId;
 use hrl_format::units::Timestamp;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::primary::config::{Shipping, VolumeConfig};
+use crate::primary::config::{Phase, Shipping, VolumeConfig};
 use crate::primary::inline::Inline;
 use crate::primary::member::Member;
 use crate::primary::pace::Pace;
@@ -79,7 +79,22 @@ impl Volume {
         &self,
         change: impl FnOnce(&mut VolumeConfig) -> Result<()>,
     ) -> Result<()> {
-        change(&mut locked(&self.config))
+        let mut config = locked(&self.config);
+        change(&mut config)?;
+        if let Some(inline) = &*locked(&self.inline)
+            && config.phase != Phase::Replicating
+        {
+            inline.follows(&config.phase);
+        }
+        Ok(())
+    }
+
+    /// The store was looked at: what changed since the points is known, if its phase says so.
+    pub fn store_is_known(&self) {
+        let config = locked(&self.config);
+        if let Some(inline) = &*locked(&self.inline) {
+            inline.follows(&config.phase);
+        }
     }
 
     /// Whether its thread has looked at it once.
@@ -278,7 +293,6 @@ impl Drop for Waits<'_> {
 #[allow(clippy::unwrap_used)]
 pub(crate) mod tests {
     use super::*;
-    use crate::primary::config::Phase;
 
     /// A volume of a device that is not there.
     pub fn volume() -> Volume {

@@ -23,9 +23,14 @@ pub enum Taken {
     Discarded,
 }
 
+/// Which moment of a service: what was read for one is of no use to another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MomentNumber(pub u64);
+
 /// One moment's blocks.
 #[derive(Debug)]
 pub struct Copying {
+    number: MomentNumber,
     geometry: Geometry,
     /// Not yet taken.
     pending: Bitmap,
@@ -41,7 +46,13 @@ pub struct Copying {
 impl Copying {
     /// Of the blocks in `round`, of which those in `undefined` were discarded; at most `limit`
     /// bytes of them are saved out of turn.
-    pub fn of(round: &Bitmap, undefined: &Bitmap, geometry: Geometry, limit: u64) -> Self {
+    pub fn of(
+        number: MomentNumber,
+        round: &Bitmap,
+        undefined: &Bitmap,
+        geometry: Geometry,
+        limit: u64,
+    ) -> Self {
         let pending = Bitmap::new(geometry.blocks());
         let discarded = Bitmap::new(geometry.blocks());
         pending.merge_from(round);
@@ -50,6 +61,7 @@ impl Copying {
             pending.clear_run(run);
         }
         Self {
+            number,
             geometry,
             pending,
             discarded,
@@ -58,6 +70,11 @@ impl Copying {
             limit,
             is_broken: false,
         }
+    }
+
+    /// Which moment it is.
+    pub const fn number(&self) -> MomentNumber {
+        self.number
     }
 
     /// Whether `extent` may be changed.

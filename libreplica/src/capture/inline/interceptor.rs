@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use crate::capture::inline::activity::{Activity, Region};
 use crate::capture::inline::backlog::{Backlog, Change};
-use crate::capture::inline::copying::Copying;
+use crate::capture::inline::copying::{Copying, MomentNumber};
 use crate::capture::inline::gate::{Admission, Flight, Gate, Hurdle};
 use crate::capture::inline::ledger::Ledger;
 use crate::capture::inline::traffic::Traffic;
@@ -105,6 +105,8 @@ pub(super) struct State {
     pub backlog: Backlog,
     pub activity: Activity,
     pub copying: Option<Copying>,
+    /// How many moments had blocks to be read.
+    pub moments: MomentNumber,
     /// Changes that wait outside the gate, in the order of their arrival.
     outside: VecDeque<(Owner, Extent)>,
     regions_entered: usize,
@@ -150,7 +152,7 @@ pub struct Interceptor {
     pub(super) ledger: Ledger,
     pub(super) traffic: Traffic,
     pub(super) state: Mutex<State>,
-    /// The usher has something to do.
+    /// The usher, or the copier, has something to do.
     pub(super) usher: Condvar,
     /// There is something to be read back.
     pub(super) read_back: Condvar,
@@ -188,6 +190,7 @@ impl Interceptor {
                 backlog,
                 activity: Activity::default(),
                 copying: None,
+                moments: MomentNumber::default(),
                 outside: VecDeque::new(),
                 regions_entered: 0,
                 unknown: Unknown::default(),
@@ -278,7 +281,7 @@ impl Interceptor {
         // Marked before it can begin. One that waits is marked here too: it does no harm.
         self.ledger.mark(extent);
         if count > 0 {
-            self.usher.notify_one();
+            self.usher.notify_all();
         }
         if admission == Admission::Wait {
             state.counters.waited += 1;

@@ -365,7 +365,7 @@ impl Lane {
                 match message {
                     Message::Begin { slot, admitted } => self.begin_change(slot, admitted),
                     Message::Errand { slot, errno: 0 } => self.changed(slot),
-                    Message::Errand { slot, errno } => self.over(slot, Err(Errno(errno))),
+                    Message::Errand { slot, errno } => self.refused(slot, Errno(errno)),
                     Message::Stop => self.events.push_back(Event::Stop),
                 }
             }
@@ -379,12 +379,7 @@ impl Lane {
         };
         slot.buffer = ended.part.map(|part| part.buffer);
         match (ended.result, &slot.action) {
-            (Err(error), action) => {
-                if matches!(action, Action::Flush) {
-                    self.interceptor.flush_failed(&error);
-                }
-                self.over(at, Err(Errno::of_io(&error)));
-            }
+            (Err(error), _) => self.refused(at, Errno::of_io(&error)),
             (Ok(_), Action::Flush) => self.over(at, Ok(())),
             // The device ends before the request does.
             (Ok(0), _) => self.over(at, Err(Errno::EIO)),
@@ -400,6 +395,23 @@ impl Lane {
                 }
             }
         }
+    }
+
+    /// The device has refused a request. It may have been the flush that goes with it: then
+    /// others are in doubt too.
+    fn refused(&mut self, at: u32, errno: Errno) {
+        if let Some(Some(slot)) = self.slots.get(at as usize) {
+            match slot.action {
+                Action::Flush
+                | Action::Write(Durability::Durable)
+                | Action::Zeroes(_, Durability::Durable) => {
+                    let error = std::io::Error::from_raw_os_error(errno.0);
+                    self.interceptor.flush_failed(&error);
+                }
+                _ => {}
+            }
+        }
+        self.over(at, Err(errno));
     }
 
     /// The device has what was let in of a change.

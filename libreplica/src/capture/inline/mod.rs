@@ -12,6 +12,7 @@
 //!   activity      regions being written, durable before the first write to them
 //!   copying       blocks of one moment that are read while writes go on
 //! usher         the thread that clears what changes wait for
+//! copier        the thread that copies what is about to be overwritten
 //! read_back     the thread that reads what nobody knows
 //!   unknown       where that is
 //! errands       the thread that zeroes and discards
@@ -23,6 +24,7 @@
 mod activity;
 mod activity_file;
 mod backlog;
+mod copier;
 mod copying;
 mod errands;
 mod gap;

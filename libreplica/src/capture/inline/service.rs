@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 use crate::capture::inline::activity_file::ActivityFile;
 use crate::capture::inline::backlog::{Backlog, Limits};
+use crate::capture::inline::copier;
 use crate::capture::inline::errands::{self, Errands};
 use crate::capture::inline::interceptor::{Interceptor, lock};
 use crate::capture::inline::lane::Lane;
@@ -195,6 +196,9 @@ impl Service {
         let reader = Arc::clone(&interceptor);
         let reading = builder("read-back").spawn(move || read_back::run(&reader));
         lock(&service.threads).push(reading.at("start a thread", &path)?);
+        let copier = Arc::clone(&interceptor);
+        let copying = builder("copier").spawn(move || copier::run(&copier));
+        lock(&service.threads).push(copying.at("start a thread", &path)?);
         let disk = spec.disk.clone();
         let ushering = builder("usher").spawn(move || usher::run(&interceptor, log, &disk));
         lock(&service.threads).push(ushering.at("start a thread", &path)?);
@@ -338,29 +342,35 @@ fn take_up(
     }
     let (ledger, survived) = Ledger::open(&ledger_path, spec.volume, geometry)?;
     let (mut log, regions) = ActivityFile::open(&log_path, spec.volume)?;
+    let doubt = || {
+        let extents = regions
+            .iter()
+            .filter_map(|region| region.extent(geometry.size));
+        let marked = extents.map(|extent| {
+            ledger.mark(extent);
+            // It may have been discarded, or written since: nobody knows.
+            ledger.define(extent);
+            extent.len().get()
+        });
+        marked.sum::<u64>()
+    };
     let resumed = match survived {
         Survived::All => Resumed::Unbroken,
         Survived::Flushed => {
             let kept = ledger.dirty_blocks() * u64::from(geometry.block.get());
-            let mut compared = 0;
-            for extent in regions
-                .iter()
-                .filter_map(|region| region.extent(geometry.size))
-            {
-                ledger.mark(extent);
-                // It may have been discarded, or written since: nobody knows.
-                ledger.define(extent);
-                compared += extent.len().get();
-            }
             Resumed::AfterRestart {
                 kept: ByteLen::new(kept.min(geometry.size.get())),
-                compared: ByteLen::new(compared),
+                compared: ByteLen::new(doubt()),
             }
         }
     };
-    device
-        .sync_data()
-        .at("flush the device", spec.disk.node())?;
+    let flushed = device.sync_data();
+    if flushed.is_err() {
+        // What the device had taken it may have lost, and the next flush would say nothing.
+        doubt();
+        ledger.flush()?;
+    }
+    flushed.at("flush the device", spec.disk.node())?;
     ledger.settle()?;
     log.write(&[])?;
     Ok((ledger, log, resumed))

@@ -115,7 +115,12 @@ impl Service {
             return Moment::Stream(state.end());
         }
         let gap = match state.backlog.climb() {
-            Closed::Gap(gap) => gap,
+            Closed::Gap(mut gap) => {
+                // What is under way may be in what is read: it is shipped with it.
+                let under_way = state.gate.extents();
+                under_way.for_each(|extent| gap.add(&interceptor.geometry, extent));
+                gap
+            }
             Closed::Unknown => {
                 let blocks = Bitmap::new(interceptor.geometry.blocks());
                 // With what was taken by earlier moments, and is not in the store either.
@@ -123,7 +128,9 @@ impl Service {
                 Gap::of(blocks)
             }
         };
+        state.moments.0 += 1;
         let copying = Copying::of(
+            state.moments,
             gap.blocks(),
             interceptor.ledger.undefined(),
             interceptor.geometry,

@@ -1,7 +1,6 @@
-//! The usher: one thread a volume that clears what changes wait for. It writes the activity
-//! log's transactions, many waiting changes at a time; it copies blocks out of turn that are
-//! about to be overwritten; and it lets regions leave the activity log when they have been
-//! quiet.
+//! The usher: one thread a volume that clears what most changes wait for. It writes the
+//! activity log's transactions, many waiting changes at a time, and lets regions leave the
+//! activity log when they have been quiet.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,24 +9,19 @@ use crate::capture::inline::activity::{Region, Step};
 use crate::capture::inline::activity_file::ActivityFile;
 use crate::capture::inline::gate::Hurdle;
 use crate::capture::inline::interceptor::{Interceptor, State, lock};
-use crate::capture::inline::read_back::read;
 use crate::device::BlockDevice;
 use crate::error::{IoContext, Result};
-use crate::geometry::{BlockNumber, Run};
 
 /// How long a region stays in the activity log without a write, at least.
 const QUIET: Duration = Duration::from_secs(15);
 /// How long after it failed the activity log is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Bytes that are copied out of turn at once, at most.
-const COPY_MAX: u64 = 1 << 20;
 /// The usher is no lane.
 const NOBODY: usize = usize::MAX;
 
 enum Job {
     Activity(Step),
     Quiet(Vec<Region>),
-    Copy(Run),
 }
 
 /// Runs until the interceptor stops.
@@ -40,9 +34,7 @@ pub(super) fn run(interceptor: &Arc<Interceptor>, mut log: ActivityFile, disk: &
             break;
         }
         let now = Instant::now();
-        // No copy waits for an activity log that cannot be written.
-        let step = (now >= not_before).then(|| next_step(&mut state)).flatten();
-        let mut job = step.or_else(|| next_copy(&state).map(Job::Copy));
+        let mut job = (now >= not_before).then(|| next_step(&mut state)).flatten();
         if job.is_none() && now >= look_for_idle {
             look_for_idle = now + QUIET;
             job = Some(Job::Quiet(idle_regions(&mut state)));
@@ -54,20 +46,13 @@ pub(super) fn run(interceptor: &Arc<Interceptor>, mut log: ActivityFile, disk: &
             continue;
         };
         drop(state);
-        let copies = matches!(job, Job::Copy(_));
         let trouble = perform(interceptor, &mut log, disk, job).err();
         if let Some(error) = &trouble {
             tracing::warn!("{error}");
-            // A copy is not tried again: its moment is lost.
-            if !copies {
-                not_before = Instant::now() + AGAIN;
-            }
+            not_before = Instant::now() + AGAIN;
         }
         state = lock(&interceptor.state);
-        // A copy says nothing of what else failed before.
-        if !copies || trouble.is_some() {
-            state.trouble = trouble.map(|error| error.to_string());
-        }
+        state.trouble = trouble.map(|error| error.to_string());
     }
     drop(state);
     leave_clean(interceptor, &mut log, disk);
@@ -78,6 +63,7 @@ fn leave_clean(interceptor: &Interceptor, log: &mut ActivityFile, disk: &BlockDe
     let flushed = interceptor
         .device
         .sync_data()
+        .inspect_err(|error| interceptor.flush_failed(error))
         .at("flush the device", &interceptor.path);
     let left = flushed
         .and_then(|()| interceptor.ledger.flush())
@@ -100,13 +86,6 @@ fn next_step(state: &mut State) -> Option<Job> {
 fn idle_regions(state: &mut State) -> Vec<Region> {
     state.activity.tick();
     state.activity.idle_regions()
-}
-
-/// The blocks that a waiting change needs copied first.
-fn next_copy(state: &State) -> Option<Run> {
-    let copying = state.copying.as_ref()?;
-    let mut held = state.gate.held_by(Hurdle::Copy);
-    held.find_map(|extent| copying.first_pending(extent))
 }
 
 fn perform(
@@ -137,7 +116,6 @@ fn perform(
             let remaining = lock(&interceptor.state).activity.remaining();
             log.write(&remaining)?;
         }
-        Job::Copy(run) => copy(interceptor, run)?,
     }
     Ok(())
 }
@@ -154,35 +132,4 @@ fn retire(interceptor: &Interceptor, regions: &[Region]) -> Result<()> {
     interceptor.ledger.flush()?;
     lock(&interceptor.state).activity.retire(regions);
     Ok(())
-}
-
-fn copy(interceptor: &Interceptor, run: Run) -> Result<()> {
-    let blocks = (COPY_MAX / u64::from(interceptor.geometry.block.get())).max(1);
-    let end = run.end.get().min(run.start.get() + blocks);
-    let run = Run {
-        start: run.start,
-        end: BlockNumber::new(end),
-    };
-    let data = read(interceptor, interceptor.geometry.extent_of(run));
-    let mut state = lock(&interceptor.state);
-    let State {
-        copying,
-        gate,
-        counters,
-        ..
-    } = &mut *state;
-    let Some(copying) = copying else {
-        return Ok(());
-    };
-    counters.copied_out_of_turn += run.count();
-    match &data {
-        Ok(data) => {
-            copying.save(run, data);
-        }
-        // No writer waits for a block that cannot be read: the moment is lost instead.
-        Err(_) => copying.give_up(),
-    }
-    gate.lower(Hurdle::Copy, |extent| copying.may_change(extent));
-    interceptor.release(&mut state, NOBODY);
-    data.map(drop)
 }

@@ -63,6 +63,11 @@ pub(super) fn mark_of(volume: VolumeId) -> u64 {
     halves.fold(0, |mark, half| mark.rotate_left(1) ^ half)
 }
 
+/// Whether there is a device of ublk, of whomever.
+pub(super) fn has_devices() -> bool {
+    std::fs::read_dir(DEVICES).is_ok_and(|mut devices| devices.next().is_some())
+}
+
 impl Host {
     /// Finds the driver, and that it can do what is needed.
     pub fn open() -> Result<Self> {

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::capture::ublk::host::{Host, block_node, mark_of};
+use crate::capture::ublk::host::{self, Host, block_node, mark_of};
 use crate::error::{ErrorKind, Result};
 use crate::id::VolumeId;
 use crate::sys::ublk::DeviceNumber;
@@ -21,11 +21,13 @@ impl Leftover {
     /// ublk.
     ///
     /// # Errors
-    /// [`Io`](ErrorKind::Io) and others if the driver cannot be asked.
+    /// If there are devices of ublk and the driver cannot be asked whose they are.
     pub fn find(volume: VolumeId) -> Result<Option<Self>> {
         let host = match Host::open() {
             Ok(host) => host,
-            Err(error) if error.kind() == ErrorKind::Kernel => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::Kernel && !host::has_devices() => {
+                return Ok(None);
+            }
             Err(error) => return Err(error),
         };
         let found = host.find(mark_of(volume));
