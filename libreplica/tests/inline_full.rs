@@ -18,7 +18,7 @@ use std::path::Path;
 use devices::{Loop, extent, run};
 use lanes::*;
 use libreplica::ErrorKind;
-use libreplica::capture::inline::{Resumed, Service};
+use libreplica::capture::inline::{Durability, Request, Resumed, Room, Service};
 
 /// So large that each bitmap has many pages.
 const VOLUME: u64 = 16 << 30;
@@ -113,7 +113,7 @@ fn what_has_begun_goes_on_when_the_file_system_is_full() {
         drop(moments);
         service.give_up("for the test");
         service.mark(extent(0, VOLUME));
-        let discard = libreplica::capture::inline::Request::Discard {
+        let discard = Request::Discard {
             extent: extent(0, VOLUME),
         };
         one(&mut lane, discard).result.unwrap();
@@ -142,4 +142,37 @@ fn a_ledger_with_holes_is_refused_when_they_cannot_be_filled() {
     std::fs::remove_file(small.path().join("ballast")).unwrap();
     let (_, resumed) = Service::start(&spec).unwrap();
     assert_eq!(resumed, Resumed::Unbroken);
+}
+
+/// What fails may be the flush that goes with it, and that of others.
+#[test]
+fn a_durable_change_that_fails_leaves_what_was_being_written_in_doubt() {
+    let at = extent(32 * MIB, 4096);
+    let durability = Durability::Durable;
+    let changes = [
+        Request::Write {
+            from: part(&[2; 4096]),
+            extent: at,
+            durability,
+        },
+        Request::Zeroes {
+            extent: at,
+            room: Room::Kept,
+            durability,
+        },
+    ];
+    for change in changes {
+        let small = Small::tmpfs(4 * MIB);
+        let disk = Loop::inside(small.path(), 64 * MIB);
+        let folder = tempfile::tempdir().unwrap();
+        let (service, _) = Service::start(&spec(&disk, folder.path(), MIB)).unwrap();
+        climb(&service);
+        let mut lane = service.lane(8).unwrap();
+        write(&mut lane, 0, &[1; 4096]).unwrap();
+        assert_eq!(service.dirty_blocks(), 1);
+        small.fill();
+        assert!(one(&mut lane, change).result.is_err());
+        // All of the region that was being written.
+        assert!(service.dirty_blocks() > 1024);
+    }
 }

@@ -107,6 +107,17 @@ impl Loop {
         }
     }
 
+    /// Over a sparse file in `folder`, whose file system may be too small for all of it.
+    pub fn inside(folder: &Path, bytes: u64) -> Self {
+        let file = folder.join(format!("disk-{}", unique()));
+        File::create(&file).unwrap().set_len(bytes).unwrap();
+        Self {
+            path: Self::attach(&file, &[]),
+            file,
+            attached: true,
+        }
+    }
+
     fn attach(file: &Path, arguments: &[&str]) -> PathBuf {
         let mut all = vec!["--find", "--show"];
         all.extend(arguments);
