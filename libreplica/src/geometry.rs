@@ -53,6 +53,25 @@ pub struct Geometry {
     pub sector: SectorSize,
 }
 
+/// An extent cut where blocks begin and end; each part may be empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Less than a block, or nothing.
+    pub before: Extent,
+    /// Whole blocks.
+    pub whole: Extent,
+    /// Less than a block, or nothing.
+    pub behind: Extent,
+}
+
+impl Cut {
+    /// The parts of blocks that there are.
+    pub fn edges(&self) -> impl Iterator<Item = Extent> + use<> {
+        let edges = [self.before, self.behind];
+        edges.into_iter().filter(|edge| !edge.is_empty())
+    }
+}
+
 impl Geometry {
     /// How many blocks the volume has; the last may be short.
     pub const fn blocks(&self) -> u64 {
@@ -74,6 +93,25 @@ impl Geometry {
             start: BlockNumber(extent.offset().get() >> shift),
             end: BlockNumber(((extent.end().get() - 1) >> shift) + 1),
         })
+    }
+
+    /// `extent` as whole blocks, and what lies before and behind them: parts of blocks. The
+    /// volume's last block is whole however short it is.
+    pub fn cut(&self, extent: Extent) -> Cut {
+        let block = u64::from(self.block.get());
+        let (start, end) = (extent.offset().get(), extent.end().get());
+        let first = start.next_multiple_of(block).min(end);
+        let last = if end == self.size.get() {
+            end
+        } else {
+            (end / block * block).max(first)
+        };
+        let part = |from: u64, to: u64| Extent::between(ByteOffset::new(from), ByteOffset::new(to));
+        Cut {
+            before: part(start, first),
+            whole: part(first, last),
+            behind: part(last, end),
+        }
     }
 
     /// How long block `n` is, in bytes: the block size, or less for the last; zero past the end.
@@ -105,6 +143,26 @@ mod tests {
         assert_eq!(g.block_len(BlockNumber::new(1)).get(), 4096);
         assert_eq!(g.block_len(BlockNumber::new(2)).get(), 10_000 - 8192);
         assert_eq!(g.block_len(BlockNumber::new(3)).get(), 0);
+    }
+
+    #[test]
+    fn an_extent_is_cut_where_blocks_begin_and_end() {
+        let g = geometry(10_000);
+        let cut = |start: u64, end: u64| {
+            let extent = Extent::between(ByteOffset::new(start), ByteOffset::new(end));
+            let Cut {
+                before,
+                whole,
+                behind,
+            } = g.cut(extent);
+            [before, whole, behind].map(|part| part.len().get())
+        };
+        assert_eq!(cut(0, 8192), [0, 8192, 0]);
+        assert_eq!(cut(512, 9000), [3584, 4096, 808]);
+        assert_eq!(cut(512, 1024), [512, 0, 0]);
+        assert_eq!(cut(4096, 4608), [0, 0, 512]);
+        // The last block is short.
+        assert_eq!(cut(8192, 10_000), [0, 1808, 0]);
     }
 
     #[test]

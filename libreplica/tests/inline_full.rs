@@ -13,8 +13,8 @@ mod lanes;
 
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
 
+use devices::small::Small;
 use devices::{Loop, extent, run};
 use lanes::*;
 use libreplica::ErrorKind;
@@ -22,55 +22,6 @@ use libreplica::capture::inline::{Durability, Request, Resumed, Room, Service};
 
 /// So large that each bitmap has many pages.
 const VOLUME: u64 = 16 << 30;
-
-/// A small file system; it is taken away when the test ends.
-struct Small {
-    folder: tempfile::TempDir,
-    _disk: Option<Loop>,
-}
-
-impl Small {
-    fn tmpfs(bytes: u64) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let at = folder.path().to_str().unwrap();
-        let size = format!("size={bytes}");
-        run("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", at]);
-        let _disk = None;
-        Self { folder, _disk }
-    }
-
-    fn ext4(bytes: u64) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let disk = Loop::new(bytes);
-        let device = disk.path.to_str().unwrap();
-        run("mkfs.ext4", &["-q", device]);
-        run("mount", &[device, folder.path().to_str().unwrap()]);
-        let _disk = Some(disk);
-        Self { folder, _disk }
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    /// Takes all the room that is left.
-    fn fill(&self) {
-        let mut file = File::create(self.path().join("ballast")).unwrap();
-        for piece in [64 << 10, 4096, 512] {
-            while file
-                .write_all(&vec![7; piece])
-                .and_then(|()| file.sync_all())
-                .is_ok()
-            {}
-        }
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        run("umount", &["--lazy", self.path().to_str().unwrap()]);
-    }
-}
 
 #[test]
 fn too_little_room_is_an_error_and_leaves_nothing_behind() {
@@ -139,7 +90,7 @@ fn a_ledger_with_holes_is_refused_when_they_cannot_be_filled() {
     small.fill();
     let error = Service::start(&spec).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Full, "{error}");
-    std::fs::remove_file(small.path().join("ballast")).unwrap();
+    small.empty();
     let (_, resumed) = Service::start(&spec).unwrap();
     assert_eq!(resumed, Resumed::Unbroken);
 }

@@ -1,7 +1,8 @@
 //! Inline capture of a device that cannot be read in one place: nobody waits for that place,
 //! no moment is taken until it is known, and it is known once it was written over.
 //!
-//! A loop device fails to read what lies behind the end of its file: the file is cut short.
+//! A loop device fails to read what lies behind the end of its file: the file is cut short. It
+//! fails to write what its file system has no room for.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,10 +16,11 @@ mod lanes;
 use std::fs::OpenOptions;
 use std::time::{Duration, Instant};
 
+use devices::small::Small;
 use devices::{Loop, extent};
 use lanes::*;
 use libreplica::ErrorKind;
-use libreplica::capture::inline::{Change, Lane, Request, Service};
+use libreplica::capture::inline::{Change, Lane, Service};
 
 const VOLUME: u64 = 256 * MIB;
 /// Where it cannot be read.
@@ -29,13 +31,14 @@ fn cut_to(disk: &Loop, len: u64) {
     file.set_len(len).unwrap();
 }
 
-/// A discard whose edges cannot be read back.
-fn leave_unknown(disk: &Loop, service: &Service, lane: &mut Lane) {
+/// Two writes that fail, where it cannot be read back what they have left.
+fn leave_unknown(disk: &Loop, small: &Small, service: &Service, lane: &mut Lane) {
     cut_to(disk, MIB);
-    let discard = Request::Discard {
-        extent: extent(BAD + 512, 16384),
-    };
-    one(lane, discard).result.unwrap();
+    small.fill();
+    for (offset, len) in [(BAD + 512, 3584), (BAD + 16384, 512)] {
+        assert!(write(lane, offset, &vec![1; len]).is_err());
+    }
+    small.empty();
     wait_for(|| service.trouble().is_some());
 }
 
@@ -49,12 +52,13 @@ fn wait_for(is_so: impl Fn() -> bool) {
 
 #[test]
 fn no_writer_waits_for_what_cannot_be_read() {
-    let disk = Loop::new(VOLUME);
+    let small = Small::tmpfs(16 * MIB);
+    let disk = Loop::inside(small.path(), VOLUME);
     let folder = tempfile::tempdir().unwrap();
     let (service, _) = Service::start(&spec(&disk, folder.path(), 64 * MIB)).unwrap();
     climb(&service);
     let mut lane = service.lane(8).unwrap();
-    leave_unknown(&disk, &service, &mut lane);
+    leave_unknown(&disk, &small, &service, &mut lane);
     let before = Instant::now();
     // Each in a region of its own, which the activity log has to have first.
     for region in 0..40 {
@@ -78,22 +82,23 @@ fn no_writer_waits_for_what_cannot_be_read() {
     assert!(read_back(BAD + 512, 3584) && read_back(BAD + 16384, 512));
     let mut image = vec![9; VOLUME as usize];
     replay(&mut image, &entries);
-    // The whole blocks were given up, and what was left of the others was read back.
-    let around = BAD as usize..BAD as usize + 20480;
-    assert!(image[around.start..][..512].iter().all(|byte| *byte == 9));
-    assert!(image[around][512..16896].iter().all(|byte| *byte == 0));
+    // Nothing but what was to be written was read back.
+    let around = &image[BAD as usize..][..20480];
+    let is = |range: std::ops::Range<usize>, byte| around[range].iter().all(|b| *b == byte);
+    assert!(is(0..512, 9) && is(512..4096, 0) && is(4096..16384, 9) && is(16384..16896, 0));
 }
 
 #[test]
 fn what_was_written_over_is_known() {
-    let disk = Loop::new(VOLUME);
+    let small = Small::tmpfs(16 * MIB);
+    let disk = Loop::inside(small.path(), VOLUME);
     let folder = tempfile::tempdir().unwrap();
     let spec = spec(&disk, folder.path(), 64 * MIB);
     let (service, _) = Service::start(&spec).unwrap();
     climb(&service);
     let mut lane = service.lane(8).unwrap();
-    leave_unknown(&disk, &service, &mut lane);
-    // Both edges; the second is still behind the file's end.
+    leave_unknown(&disk, &small, &service, &mut lane);
+    // Both; the second is still behind the file's end.
     write(&mut lane, BAD + 512, &[5; 3584]).unwrap();
     assert!(Service::moment(&[&service]).is_err());
     write(&mut lane, BAD + 16384, &[6; 512]).unwrap();
@@ -106,7 +111,7 @@ fn what_was_written_over_is_known() {
 
     service.acknowledge();
     // It is dirty if the service ends before, which does not wait for it.
-    leave_unknown(&disk, &service, &mut lane);
+    leave_unknown(&disk, &small, &service, &mut lane);
     drop(lane);
     let before = Instant::now();
     service.stop();

@@ -1,5 +1,9 @@
 //! What the device does only for a thread that waits: zeroes and discards, by ioctl(2) and
 //! fallocate(2). One thread a volume runs them, so that no lane stands still for one.
+//!
+//! Whoever discards does not care what is read there afterwards, but the image has zeroes, and
+//! only whole blocks are known as discarded: so of a discard the parts of blocks are zeroed, and
+//! nothing has to be read back to know what they hold.
 
 use std::fs::File;
 use std::io;
@@ -8,6 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::capture::inline::interceptor::{Mailbox, Message};
 use crate::capture::inline::request::{Durability, Room};
+use crate::geometry::Geometry;
 use crate::sys::blkdev;
 use crate::units::Extent;
 
@@ -43,9 +48,9 @@ impl Errands {
 }
 
 /// Runs errands on `device` until nobody is left to send any.
-pub(super) fn run(device: &File, errands: &Receiver<Errand>) {
+pub(super) fn run(device: &File, geometry: &Geometry, errands: &Receiver<Errand>) {
     while let Ok(errand) = errands.recv() {
-        let errno = match perform(device, errand.task) {
+        let errno = match perform(device, geometry, errand.task) {
             Ok(()) => 0,
             Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
         };
@@ -54,23 +59,35 @@ pub(super) fn run(device: &File, errands: &Receiver<Errand>) {
     }
 }
 
-fn perform(device: &File, task: Task) -> io::Result<()> {
+fn perform(device: &File, geometry: &Geometry, task: Task) -> io::Result<()> {
     match task {
-        Task::Discard(extent) => blkdev::discard(device, extent)?,
-        Task::Zeroes(extent, room, durability) => {
-            let freed = match room {
-                Room::MayBeFreed => blkdev::free_zeroed(device, extent),
-                Room::Kept => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
-            };
-            match freed.map_err(|error| (error.raw_os_error(), error)) {
-                Ok(()) => {}
-                Err((Some(libc::EOPNOTSUPP), _)) => blkdev::write_zeroes(device, extent)?,
-                Err((_, error)) => return Err(error),
+        Task::Discard(extent) => {
+            let cut = geometry.cut(extent);
+            if !cut.whole.is_empty() {
+                blkdev::discard(device, cut.whole)?;
             }
+            cut.edges()
+                .try_for_each(|edge| zero(device, edge, Room::MayBeFreed))?;
+        }
+        Task::Zeroes(extent, room, durability) => {
+            zero(device, extent, room)?;
             if durability == Durability::Durable {
                 device.sync_data()?;
             }
         }
     }
     Ok(())
+}
+
+fn zero(device: &File, extent: Extent, room: Room) -> io::Result<()> {
+    let freed = match room {
+        Room::MayBeFreed => blkdev::free_zeroed(device, extent),
+        Room::Kept => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+    };
+    match freed {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            blkdev::write_zeroes(device, extent)
+        }
+        done => done,
+    }
 }

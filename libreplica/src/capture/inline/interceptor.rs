@@ -110,7 +110,7 @@ pub(super) struct State {
     /// Changes that wait outside the gate, in the order of their arrival.
     outside: VecDeque<(Owner, Extent)>,
     regions_entered: usize,
-    /// Where changes failed, or discards ended within a block: to be read back.
+    /// Where changes failed: to be read back.
     pub unknown: Unknown,
     /// What is being read back; `None` once a change was let in there.
     pub reading: Option<Extent>,
@@ -359,10 +359,7 @@ impl Interceptor {
             state.unknown.remove(extent);
         }
         if matches!(change, Some(Change::Discard)) {
-            for edge in self.ledger.discard(extent) {
-                state.unknown.insert(edge);
-                self.read_back.notify_one();
-            }
+            self.ledger.discard(extent);
         } else {
             self.ledger.define(extent);
         }

@@ -240,7 +240,11 @@ impl Lane {
             let traffic = &self.interceptor.traffic;
             match slot.action {
                 Action::Write(_) | Action::Zeroes(..) => traffic.begin_write(piece.len()),
-                Action::Discard => traffic.begin_discard(piece.len()),
+                Action::Discard => {
+                    let cut = self.interceptor.geometry.cut(piece);
+                    traffic.begin_discard(cut.whole.len());
+                    cut.edges().for_each(|edge| traffic.begin_write(edge.len()));
+                }
                 Action::Read | Action::Flush => {}
             }
             slot.admitted = Some((admitted, piece));
@@ -425,8 +429,13 @@ impl Lane {
         slot.done = piece.end().get() - slot.extent.offset().get();
         let is_over = slot.done == slot.extent.len().get();
         let (interceptor, arena) = (&self.interceptor, &mut self.arena);
-        if !matches!(slot.action, Action::Discard) {
-            interceptor.traffic.end_write(piece.len());
+        let traffic = &interceptor.traffic;
+        if matches!(slot.action, Action::Discard) {
+            // The parts of blocks were zeroed.
+            let cut = interceptor.geometry.cut(piece);
+            cut.edges().for_each(|edge| traffic.end_write(edge.len()));
+        } else {
+            traffic.end_write(piece.len());
         }
         let mut copy = || {
             let all = slot

@@ -29,7 +29,7 @@ use crate::geometry::{Geometry, Run};
 use crate::id::VolumeId;
 use crate::sys::backing;
 use crate::sys::memory::SharedWords;
-use crate::units::{ByteLen, ByteOffset, Extent};
+use crate::units::{ByteLen, Extent};
 
 /// The header: magic 8, version 4, block size 4, volume id 16, volume size 8, boot id 16,
 /// CRC32 of what is before it 4; little-endian; zeroes to 4096. Then the four bitmaps.
@@ -182,24 +182,13 @@ impl Ledger {
         &self.undefined
     }
 
-    /// The device has discarded `extent`: returns the parts of it that are less than a
-    /// block, of which nobody can say what they hold. Not beside another change of them.
-    pub fn discard(&self, extent: Extent) -> impl Iterator<Item = Extent> {
-        let block = u64::from(self.geometry.block.get());
-        let (start, end) = (extent.offset().get(), extent.end().get());
-        let first = start.next_multiple_of(block).min(end);
-        // The volume's last block may be short.
-        let last = if end == self.geometry.size.get() {
-            end
-        } else {
-            (end / block * block).max(first)
-        };
-        let part = |from: u64, to: u64| Extent::between(ByteOffset::new(from), ByteOffset::new(to));
-        if let Some(run) = self.geometry.run_of(part(first, last)) {
+    /// The device has discarded `extent`, and zeroed the parts of blocks in it. Not beside
+    /// another change of it.
+    pub fn discard(&self, extent: Extent) {
+        // A block of which a part is zeroed is as defined as it was.
+        if let Some(run) = self.geometry.run_of(self.geometry.cut(extent).whole) {
             self.undefined.set_run(run);
         }
-        let edges = [part(start, first), part(last, end)];
-        edges.into_iter().filter(|edge| !edge.is_empty())
     }
 
     /// The device has written `extent`: it is defined. Not beside another change of it.
@@ -388,6 +377,7 @@ mod tests {
 
     use super::*;
     use crate::geometry::BlockNumber;
+    use crate::units::ByteOffset;
     use crate::units::{BlockSize, SectorSize, VolumeSize};
 
     const VOLUME: VolumeId = VolumeId::from_bytes([5; 16]);

@@ -184,8 +184,8 @@ impl Service {
         let (errands, received) = Errands::new();
         let path = interceptor.path.clone();
         let builder = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let device = Arc::clone(&interceptor.device);
-        let runner = builder("errands").spawn(move || errands::run(&device, &received));
+        let (device, geometry) = (Arc::clone(&interceptor.device), interceptor.geometry);
+        let runner = builder("errands").spawn(move || errands::run(&device, &geometry, &received));
         let service = Self {
             interceptor: Arc::clone(&interceptor),
             errands: Mutex::new(Some(errands)),

@@ -100,7 +100,7 @@ impl Service {
             return refused("the one before is still being read");
         }
         if !state.unknown.is_empty() {
-            return refused("what a failed write or a discard left could not be read back yet");
+            return refused("what a failed change left could not be read back yet");
         }
         if state.backlog.mode() != Mode::Data && !state.backlog.is_drained() {
             return refused("the changes before a gap are not in the store yet");

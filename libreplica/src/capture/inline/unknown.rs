@@ -1,6 +1,6 @@
-//! Where nobody knows what the device holds: a change failed there, or a discard ended within
-//! a block. It stays here until it was read back, or written over; no moment is taken before.
-//! Each part has its own time to be tried again. Pure: nothing is read here.
+//! Where nobody knows what the device holds: a change failed there. It stays here until it was
+//! read back, or written over; no moment is taken before. Each part has its own time to be tried
+//! again. Pure: nothing is read here.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
