@@ -129,7 +129,7 @@ struct Restless {
 impl Restless {
     fn start(device: &Path) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let threads = (0..4).map(|number: u64| {
+        let threads = (0..8).map(|number: u64| {
             let (device, stop) = (PathBuf::from(device), Arc::clone(&stop));
             std::thread::spawn(move || {
                 let mut options = fs::OpenOptions::new();
@@ -140,7 +140,7 @@ impl Restless {
                     .unwrap();
                 let mut round = number;
                 while !stop.load(Ordering::Relaxed) {
-                    round += 4;
+                    round += 8;
                     let at = round % 256 * 65536;
                     file.seek(std::io::SeekFrom::Start(at)).unwrap();
                     file.write_all(&[round.to_le_bytes()[0]; 65536]).unwrap();
