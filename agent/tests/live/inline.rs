@@ -2,6 +2,7 @@
 //! recorded with its data, in order.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -255,6 +256,43 @@ fn killed_it_serves_again_and_nothing_is_lost() {
         windows["windows"].as_array().unwrap().len() <= 4,
         "{windows}"
     );
+    let image = restore(&store, "latest", &place.at("restored.img"));
+    assert!(image == fs::read(disk.file()).unwrap());
+}
+
+/// What the agent has kept looks as if the machine had been restarted since: another boot's id
+/// is in the ledger's header (`capture/inline/ledger.rs`).
+fn restart_the_machine(daemon: &Daemon) {
+    let volumes = daemon.state().join("volumes");
+    let volume = fs::read_dir(volumes).unwrap().next().unwrap().unwrap();
+    let mut options = fs::File::options();
+    let file = options.read(true).write(true);
+    let file = file.open(volume.path().join("dirty")).unwrap();
+    let mut header = [0; 60];
+    file.read_exact_at(&mut header, 0).unwrap();
+    header[40..56].fill(9);
+    let crc = crc32fast::hash(&header[..56]);
+    header[56..].copy_from_slice(&crc.to_le_bytes());
+    file.write_all_at(&header, 0).unwrap();
+}
+
+/// It is no other disk for what is known to have changed on it.
+#[test]
+fn a_disk_that_was_written_all_over_is_the_same_disk_after_a_restart() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let disk = LoopDevice::new(&place, "disk.img", 16 * MIB);
+    fs::write(disk.file(), vec![1; 16 << 20]).unwrap();
+    let mut daemon = Daemon::start(&place);
+    let uri = protect(&mut daemon, &disk, &store, &["--every", "1h"]);
+    daemon.replica(&["pause", "v"]).ok();
+    qemu_io(&uri, &["write -P 2 1M 15M"]);
+    daemon.terminate();
+    restart_the_machine(&daemon);
+    daemon.start_again();
+    daemon.replica(&["resume", "v"]).ok();
+    daemon.until("it goes on", "v", |status| status["state"] == "replicating");
+    daemon.replica(&["point", "v"]).ok();
     let image = restore(&store, "latest", &place.at("restored.img"));
     assert!(image == fs::read(disk.file()).unwrap());
 }

@@ -34,13 +34,19 @@ impl Likeness {
     }
 }
 
-/// Whether the disk is the one that `tree` was made from.
+/// Whether the disk is the one that `tree` was made from. Blocks that `differs` names are known
+/// to be otherwise since, and say nothing.
 ///
 /// # Errors
 /// When device or tree cannot be read.
-pub fn agrees(reader: &mut Reader, geometry: &Geometry, tree: &DigestTree) -> Result<bool> {
+pub fn agrees(
+    reader: &mut Reader,
+    geometry: &Geometry,
+    tree: &DigestTree,
+    differs: &dyn Fn(BlockNumber) -> bool,
+) -> Result<bool> {
     let mut found = Likeness::default();
-    for (number, extent) in sampled(geometry) {
+    for (number, extent) in sampled(geometry).filter(|(number, _)| !differs(*number)) {
         let Some(known) = tree.get(number)? else {
             continue;
         };

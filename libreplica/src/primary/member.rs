@@ -142,7 +142,8 @@ impl Member {
         };
         let device = source::open(&config)?;
         if self.past == Past::MaybeAnother && config.phase != Phase::Baseline {
-            source::must_be_the_same_disk(&config, &device, tree)?;
+            let differs = |block| inline.service().is_dirty(block);
+            source::must_be_the_same_disk(&config, &device, tree, &differs)?;
         }
         self.past = Past::SameDisk;
         Source::inline(&config, device, inline)

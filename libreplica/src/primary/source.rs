@@ -114,7 +114,7 @@ impl Source {
                 _ => return Err(error),
             },
         };
-        must_be_the_same_disk(config, &device, tree)?;
+        must_be_the_same_disk(config, &device, tree, &|_| false)?;
         let revision = note(&cause)?;
         environment.remove_pins(config.id)?;
         let mut tracker = Tracker::attach(&spec)?;
@@ -428,9 +428,10 @@ pub fn must_be_the_same_disk(
     config: &VolumeConfig,
     device: &BlockDevice,
     tree: &DigestTree,
+    differs: &dyn Fn(BlockNumber) -> bool,
 ) -> Result<()> {
     let mut reader = open_reader(device)?;
-    if fingerprint::agrees(&mut reader, &geometry(config, device), tree)? {
+    if fingerprint::agrees(&mut reader, &geometry(config, device), tree, differs)? {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Vanished, "take up the device")

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::bitmap::{Bitmap, Layout};
 use crate::device::BootId;
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::geometry::{Geometry, Run};
+use crate::geometry::{BlockNumber, Geometry, Run};
 use crate::id::VolumeId;
 use crate::sys::backing;
 use crate::sys::memory::SharedWords;
@@ -254,6 +254,12 @@ impl Ledger {
         }
     }
 
+    /// Whether a block is not yet in the store. Not beside a swap.
+    pub fn is_dirty(&self, block: BlockNumber) -> bool {
+        let mut all = self.live.iter().chain([&self.epoch]);
+        all.any(|part| part.test(block))
+    }
+
     /// How many blocks are not yet in the store.
     pub fn dirty_blocks(&self) -> u64 {
         Bitmap::count_union(&[&self.live[0], &self.live[1], &self.epoch])
@@ -376,7 +382,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::geometry::BlockNumber;
+
     use crate::units::ByteOffset;
     use crate::units::{BlockSize, SectorSize, VolumeSize};
 

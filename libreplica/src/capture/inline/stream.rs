@@ -383,6 +383,12 @@ impl Service {
         self.interceptor().ledger.dirty_blocks()
     }
 
+    /// Whether the store does not have what a block holds, or may not.
+    pub fn is_dirty(&self, block: BlockNumber) -> bool {
+        let _alone = lock(&self.interceptor().state);
+        self.interceptor().ledger.is_dirty(block)
+    }
+
     /// Adds the blocks of `run` that are not in the store to `set`.
     pub fn add_dirty(&self, set: &Bitmap, run: Run) {
         // A swap moves them between bitmaps. Who writes waits for this: it is short, for no
