@@ -16,7 +16,7 @@ use libreplica::capture::nbd::handshake::{
 use libreplica::capture::nbd::inbox::{INBOX, Inbox, Step};
 use libreplica::capture::nbd::requests::{Header, Task};
 use libreplica::capture::nbd::{Allowance, Pool};
-use libreplica::units::{Extent, SectorSize, VolumeSize};
+use libreplica::units::{SectorSize, VolumeSize};
 use replica_fuzz::bounded;
 
 const SIZE: u64 = 1 << 20;

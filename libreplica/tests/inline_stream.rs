@@ -9,10 +9,9 @@
 
 mod devices;
 mod lanes;
+#[path = "rig/reboot.rs"]
+mod reboot;
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use devices::{Loop, extent};
@@ -156,18 +155,6 @@ fn what_is_recorded_is_not_older_than_what_the_store_has() {
     assert_eq!(recorded(), newest);
 }
 
-/// What a service has kept in `folder` looks as if the machine had been restarted since.
-fn restart_the_machine(folder: &Path) {
-    let path = folder.join("dirty");
-    let mut header = [0; 60];
-    let file = File::options().read(true).write(true).open(path).unwrap();
-    file.read_exact_at(&mut header, 0).unwrap();
-    header[40..56].fill(9);
-    let crc = crc32fast::hash(&header[..56]);
-    header[56..].copy_from_slice(&crc.to_le_bytes());
-    file.write_all_at(&header, 0).unwrap();
-}
-
 #[test]
 fn what_was_discarded_is_undefined_after_a_loss_of_power_but_where_it_was_being_written() {
     let disk = Loop::new(64 * MIB);
@@ -187,7 +174,7 @@ fn what_was_discarded_is_undefined_after_a_loss_of_power_but_where_it_was_being_
     let active = std::fs::read(&log).unwrap();
     drop(service);
     std::fs::write(&log, active).unwrap();
-    restart_the_machine(folder.path());
+    reboot::happened(folder.path());
     let (service, resumed) = Service::start(&spec).unwrap();
     let Resumed::AfterRestart { compared, .. } = resumed else {
         panic!("{resumed:?}");

@@ -108,6 +108,9 @@ pub fn what_somebody_writes_while_nobody_serves_is_noticed() {
         drop(device);
         let node = node.to_str().unwrap();
         run("blkdiscard", ["-o", "8388608", "-l", "2097152", node]);
+        // Whose ends are within blocks, and are zeroed: each counts as what it is.
+        run("blkdiscard", ["-o", "6292992", "-l", "1049088", node]);
+        run("blkdiscard", ["-o", "5243392", "-l", "1024", node]);
         run(
             "blkdiscard",
             ["-z", "-o", "12582912", "-l", "1048576", node],

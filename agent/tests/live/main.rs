@@ -24,6 +24,8 @@ mod log_files;
 mod overwrite;
 mod pace;
 mod phases;
+#[path = "../../../libreplica/tests/rig/reboot.rs"]
+mod reboot;
 mod recall;
 mod resyncs;
 mod root_disk;
