@@ -104,7 +104,7 @@ fn adoption_finds_what_was_live_in_a_round_and_in_the_epoch() {
 
 #[test]
 fn pins_of_others_are_refused() {
-    let mut disk = Loop::new(16 * MIB);
+    let mut disk = Loop::of_its_own(16 * MIB);
     let mut pinned = Pinned::new(&disk.path);
     let tracker = Tracker::attach(&pinned.spec).unwrap();
     drop(tracker);

@@ -8,12 +8,16 @@ mod rig;
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use libreplica::device::{BlockDevice, Freezing, Layers, Swap, SwapArea};
 use rig::{LoopDisk, MIB, Mounted, Swapping, mkfs, mkfs_that_cannot_freeze, run};
 use tempfile::TempDir;
 
 const FILE: u64 = 8 * MIB;
+
+/// The machine has one list of swap: what a test sees of another's may just be going.
+static ALONE: Mutex<()> = Mutex::new(());
 
 fn folder() -> TempDir {
     tempfile::Builder::new()
@@ -79,6 +83,7 @@ fn assert_is_the_file(disk: &LoopDisk, area: &SwapArea) {
 
 #[test]
 fn a_disk_with_efi_partition_root_and_swap_is_understood() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = folder();
     let mut disk = LoopDisk::new(folder.path(), "disk", 256 * MIB);
     let efi = disk.add_partition(1, MIB, 32 * MIB);
@@ -138,6 +143,7 @@ fn a_disk_with_efi_partition_root_and_swap_is_understood() {
 
 #[test]
 fn a_swap_file_is_placed_on_each_filesystem() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for (kind, bytes) in [("xfs", 320 * MIB), ("btrfs", 160 * MIB)] {
         let folder = folder();
         let mut disk = LoopDisk::new(folder.path(), "disk", bytes + 8 * MIB);
@@ -155,6 +161,7 @@ fn a_swap_file_is_placed_on_each_filesystem() {
 
 #[test]
 fn only_what_is_used_of_a_partition_is_swap() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = folder();
     let mut disk = LoopDisk::new(folder.path(), "disk", 32 * MIB);
     let partition = disk.add_partition(1, 8 * MIB, 16 * MIB);
@@ -183,6 +190,7 @@ fn only_what_is_used_of_a_partition_is_swap() {
 
 #[test]
 fn swap_that_cannot_be_placed_is_data() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = folder();
     let disk = LoopDisk::new(folder.path(), "disk", 64 * MIB);
     disk.mkfs("ext4");

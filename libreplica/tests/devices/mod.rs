@@ -119,6 +119,26 @@ impl Loop {
         }
     }
 
+    /// Under a number that `losetup --find` gives to nobody else, for [`Loop::attach_again`].
+    pub fn of_its_own(bytes: u64) -> Self {
+        let file = PathBuf::from(format!("/dev/shm/replica-capture-{}", unique()));
+        File::create(&file).unwrap().set_len(bytes).unwrap();
+        let mut paths = (100..150).map(|number| PathBuf::from(format!("/dev/loop{number}")));
+        let path = paths.find(|path| {
+            if let (false, Some(number)) = (path.exists(), path.to_str().unwrap().get(9..)) {
+                let node = ["-m", "660", path.to_str().unwrap(), "b", "7", number];
+                let _ = Command::new("mknod").args(node).output();
+            }
+            let done = Command::new("losetup").args([path, &file]).output();
+            done.is_ok_and(|output| output.status.success())
+        });
+        Self {
+            path: path.unwrap(),
+            file,
+            attached: true,
+        }
+    }
+
     fn attach(file: &Path, arguments: &[&str]) -> PathBuf {
         let mut all = vec!["--find", "--show"];
         all.extend(arguments);

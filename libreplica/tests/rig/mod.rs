@@ -26,18 +26,21 @@ pub fn run<S: AsRef<OsStr>>(program: &str, args: &[S]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn try_run<S: AsRef<OsStr>>(program: &str, args: &[S]) {
-    let _ = Command::new(program)
+/// Whether it could be run, and succeeded.
+fn try_run<S: AsRef<OsStr>>(program: &str, args: &[S]) -> bool {
+    Command::new(program)
         .args(args)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .status();
+        .status()
+        .is_ok_and(|status| status.success())
 }
 
 /// A loop device over a sparse file.
 pub struct LoopDisk {
     pub path: PathBuf,
     pub file: PathBuf,
+    attached: bool,
 }
 
 impl LoopDisk {
@@ -46,6 +49,19 @@ impl LoopDisk {
         let file = folder.join(name);
         File::create(&file).unwrap().set_len(bytes).unwrap();
         Self::over(&file)
+    }
+
+    /// The same under a number that `losetup --find` gives to nobody else, so that it can be
+    /// detached and be looked at while other tests attach theirs.
+    pub fn of_its_own(folder: &Path, name: &str, bytes: u64) -> Self {
+        let file = folder.join(name);
+        File::create(&file).unwrap().set_len(bytes).unwrap();
+        let path = (150..200).map(numbered).find(|path| attach(path, &file));
+        Self {
+            path: path.unwrap(),
+            file,
+            attached: true,
+        }
     }
 
     /// Over a file that is there.
@@ -59,6 +75,7 @@ impl LoopDisk {
         Self {
             path,
             file: file.to_owned(),
+            attached: true,
         }
     }
 
@@ -77,16 +94,44 @@ impl LoopDisk {
         mkfs(kind, &self.path);
     }
 
-    pub fn detach(&self) {
+    /// Only of [`LoopDisk::of_its_own`]: another test may take the number of any other.
+    pub fn detach(&mut self) {
         run("losetup", &[OsStr::new("--detach"), self.path.as_os_str()]);
+        self.attached = false;
+    }
+
+    /// Attaches the same file to the same number again.
+    pub fn attach_again(&mut self) {
+        assert!(attach(&self.path, &self.file));
+        self.attached = true;
     }
 }
 
 impl Drop for LoopDisk {
     fn drop(&mut self) {
-        delete_partitions(&self.path);
-        try_run("losetup", &[OsStr::new("--detach"), self.path.as_os_str()]);
+        if self.attached {
+            delete_partitions(&self.path);
+            try_run("losetup", &[OsStr::new("--detach"), self.path.as_os_str()]);
+        }
     }
+}
+
+/// `/dev/loopNUMBER`; its node is made, for nothing else makes those of high numbers.
+fn numbered(number: u32) -> PathBuf {
+    let path = PathBuf::from(format!("/dev/loop{number}"));
+    if !path.exists() {
+        let number = number.to_string();
+        try_run(
+            "mknod",
+            &["-m", "660", path.to_str().unwrap(), "b", "7", &number],
+        );
+    }
+    path
+}
+
+fn attach(path: &Path, file: &Path) -> bool {
+    let done = Command::new("losetup").args([path, file]).output();
+    done.is_ok_and(|output| output.status.success())
 }
 
 /// Deletes the partitions that a loop device has. They outlive what it was attached to, so a
@@ -155,7 +200,14 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         thaw(&self.point);
-        try_run("umount", &[&self.point]);
+        // A mount namespace that another test made holds a copy of this mount, or of one
+        // within it, until its last process is gone.
+        for _ in 0..100 {
+            if try_run("umount", &[&self.point]) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
