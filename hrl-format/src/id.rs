@@ -117,6 +117,10 @@ id!(
     StoreId
 );
 id!(
+    /// A question to whoever writes to a volume, by who is to take it over.
+    HandoverId
+);
+id!(
     /// A volume key, named without revealing it.
     KeyId
 );

@@ -45,6 +45,8 @@ pub enum ErrorKind {
     State,
     /// Source and image differ, or tracking was lost: a resync is needed.
     ResyncNeeded,
+    /// The volume was promoted elsewhere: what an older generation ships is refused.
+    Fenced,
 }
 
 impl ErrorKind {
@@ -67,6 +69,7 @@ impl ErrorKind {
             Self::TimedOut => "timed_out",
             Self::State => "state",
             Self::ResyncNeeded => "resync_needed",
+            Self::Fenced => "fenced",
         }
     }
 }

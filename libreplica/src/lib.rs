@@ -7,6 +7,7 @@ pub mod capture;
 pub mod device;
 pub mod digest;
 pub mod error;
+pub mod failover;
 pub mod geometry;
 pub mod key_file;
 pub mod policy;

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::json::{maybe_text, number, text};
 use super::layout::LogName;
 use super::moment::LogOrder;
+use super::recovery::Recovery;
 use crate::geometry::Geometry;
 
 /// One volume of a store: what there is, and which points can be had.
@@ -41,6 +42,9 @@ pub struct Catalogue {
     pub key: Option<KeyId>,
     /// Who may write to it.
     pub generation: CatalogueGeneration,
+    /// What became of it at its last failover. What an older version wrote has nothing here.
+    #[serde(default)]
+    pub recovery: Recovery,
     /// Where the chain of logs begins; `None` until a first full copy is complete.
     pub base: Option<Base>,
     /// The logs, oldest first, each the successor of the one before it.

@@ -12,6 +12,7 @@ use super::durable::{self, Replaced, damaged, read_small};
 use super::json::text;
 use super::layout::{StoreFolder, VolumeFolder};
 use super::lock::Lock;
+use super::recovery::Recovery;
 use super::{catalogue_file, lease};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::geometry::Geometry;
@@ -409,6 +410,7 @@ fn first_catalogue(spec: VolumeSpec) -> Catalogue {
             id: spec.generation.id,
             parent: None,
         },
+        recovery: Recovery::default(),
         base: None,
         logs: Vec::new(),
         points: Vec::new(),

@@ -77,11 +77,13 @@ macro_rules! hex32 {
 text!(
     hrl_format::id::GenerationId,
     hrl_format::id::GroupId,
+    hrl_format::id::HandoverId,
     hrl_format::id::KeyId,
     hrl_format::id::LogId,
     hrl_format::id::PointId,
     hrl_format::id::StoreId,
     hrl_format::id::VolumeId,
+    super::moment::Moment,
     Consistency
 );
 number!(ByteLen, Epoch, GenerationNumber, VolumeSize);

@@ -82,6 +82,16 @@ impl VolumeFolder {
         self.logs().join(name.to_string())
     }
 
+    /// What whoever writes to the volume is asked for.
+    pub(super) fn handover(&self) -> PathBuf {
+        self.path.join("handover.json")
+    }
+
+    /// The answer to it.
+    pub(super) fn handover_answer(&self) -> PathBuf {
+        self.path.join("handover-answer.json")
+    }
+
     /// Logs that are being written.
     pub(super) fn incoming(&self) -> PathBuf {
         self.path.join("incoming")

@@ -1,7 +1,7 @@
 //! The one writer of a volume: it takes epochs in, drops points, folds logs, and puts right what
 //! a crash left. It holds the volume's lock for as long as it lives.
 
-use hrl_format::id::{LogId, PointId, VolumeId};
+use hrl_format::id::{Generation, LogId, PointId, VolumeId};
 use hrl_format::units::{ByteLen, Epoch, Timestamp};
 use hrl_format::{Compression, EpochRange, LogHeader, LogOptions, RecordOrder, VolumeKey};
 
@@ -12,7 +12,7 @@ use super::epoch::{EpochLog, SealedEpoch};
 use super::folder::Store;
 use super::layout::VolumeFolder;
 use super::lock::Lock;
-use super::{catalogue_file, ingest, lease, recover};
+use super::{catalogue_file, fence, ingest, lease, recover};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The exclusive right to change a volume of a store.
@@ -125,6 +125,26 @@ impl Store {
     /// Those of [`Store::volume_writer`], the key's aside.
     pub fn volume_keeper(&self, id: VolumeId) -> Result<VolumeWriter> {
         self.open_writer(id, None)
+    }
+
+    /// Opens a volume for writing, as [`Store::volume_writer`] does, for the primary of one
+    /// generation.
+    ///
+    /// # Errors
+    /// As there; [`ErrorKind::Fenced`] if the volume was promoted since, naming where and when;
+    /// [`ErrorKind::Foreign`] if two generations of one number are about.
+    pub fn volume_writer_of(
+        &self,
+        id: VolumeId,
+        key: Option<VolumeKey>,
+        generation: Generation,
+    ) -> Result<VolumeWriter> {
+        let folder = self.volume_folder(id);
+        // Who took over may hold the lock: what is to be said then is that, not "busy".
+        fence::check(&catalogue_file::load(&folder)?.catalogue, generation)?;
+        let writer = self.volume_writer(id, key)?;
+        fence::check(&writer.catalogue, generation)?;
+        Ok(writer)
     }
 
     fn open_writer(&self, id: VolumeId, key: Option<VolumeKey>) -> Result<VolumeWriter> {

@@ -10,7 +10,7 @@ use hrl_format::{Compression, VolumeKey};
 
 use super::Scratch;
 use super::model::{History, SHORT};
-use crate::store::{FoldStep, Store};
+use crate::store::{FoldStep, How, Store};
 
 const DOCUMENT: &str = include_str!("../../../../docs/store.md");
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/store/tests/restore.py");
@@ -104,6 +104,8 @@ fn every_field_of_a_catalogue_is_in_the_document() {
             steps += 1;
             assert!(steps < 50);
         }
+        let newest = writer.catalogue().points.last().unwrap().id;
+        writer.promote(newest, How::Unplanned, "b").unwrap();
         let mut fields = BTreeSet::new();
         names(
             &serde_json::to_value(writer.catalogue()).unwrap(),

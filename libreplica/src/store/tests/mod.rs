@@ -4,6 +4,7 @@
 mod by_hand;
 mod crash;
 mod damage;
+mod failover;
 mod fold;
 mod folder;
 mod model;
