@@ -137,8 +137,13 @@ pub struct ProtectArgs {
     /// The interval between recovery points
     #[arg(long, default_value = "30s", value_name = "DURATION")]
     pub every: DurationArg,
-    /// Which recovery points to keep: tiers such as 24h (= all:24h), #100 (at most 100)
-    #[arg(long, default_value = "24h", value_name = "TIERS", value_parser = text::tiers)]
+    /// Which recovery points to keep: all for so long (all:2h, or 2h), one per interval for so
+    /// long (1h:24h), at most so many (#100)
+    ///
+    /// Tiers are separated by commas: `all:2h,1h:24h,1d:14d`. Intervals are those of the clock, UTC; of
+    /// each the point that promises most is kept, of several the oldest. The newest point is
+    /// always kept, and any that is being read.
+    #[arg(long, default_value = "all:2h,1h:24h", value_name = "TIERS", value_parser = text::tiers)]
     pub retain: String,
     /// Bytes that one dirty bit covers, 4KiB to 1MiB [default: by the volume's size]
     #[arg(long, value_name = "SIZE")]

@@ -2,6 +2,7 @@
 //! the recovery points. The catalogue is the only truth; a file that it does not name is the
 //! trace of something interrupted. How it is kept on disk: `catalogue_file.rs`.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 
@@ -194,13 +195,13 @@ pub struct Point {
     pub bytes: ByteLen,
 }
 
-/// What becomes of the moments around a point that is dropped.
+/// Which moments between points a policy keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum MomentsAround {
-    /// They stay.
-    Kept,
-    /// Only the points before and after them are of interest from now on.
-    GivenUp,
+pub(super) struct MomentsKept {
+    /// Those since then; `None`: however old they are.
+    pub(super) since: Option<Timestamp>,
+    /// Of those, the ones of epochs behind this one; `None`: of any.
+    pub(super) behind: Option<Epoch>,
 }
 
 /// Which set of base and logs a catalogue describes. It rises whenever logs leave the
@@ -291,34 +292,45 @@ impl Catalogue {
     }
 
     /// Takes points off the list. The logs behind each of them now follow what lies before it
-    /// without a point in between.
-    pub(super) fn drop_points(&mut self, dropped: &[PointId], moments: MomentsAround) {
-        let is_dropped = |point: &Point| dropped.contains(&point.id);
-        let epochs: Vec<Epoch> = self
-            .points
-            .iter()
-            .filter(|point| is_dropped(point))
-            .map(|point| point.epoch)
-            .collect();
-        self.points.retain(|point| !is_dropped(point));
-        for dropped in epochs {
-            let mut kept = self.points.iter().map(|point| point.epoch);
-            let end = kept.find(|&epoch| epoch >= dropped);
-            let joined = self
-                .logs
-                .iter_mut()
-                .filter(|log| log.first > dropped && end.is_none_or(|end| log.last <= end));
-            joined.for_each(|log| log.settled = false);
-            if moments == MomentsAround::GivenUp && end != Some(dropped) {
-                let mut before = self.points.iter().map(|point| point.epoch);
-                let start = before.rfind(|&epoch| epoch < dropped);
-                let around = |log: &&mut LogEntry| {
-                    Some(log.first) > start && end.is_none_or(|end| log.last <= end)
-                };
-                let around = self.logs.iter_mut().filter(around);
-                around.for_each(|log| log.order = LogOrder::AsRead);
+    /// without a point in between. Moments stay.
+    pub(super) fn drop_points(&mut self, dropped: &[PointId]) {
+        let dropped: HashSet<PointId> = dropped.iter().copied().collect();
+        let (gone, left) = std::mem::take(&mut self.points)
+            .into_iter()
+            .partition(|point| dropped.contains(&point.id));
+        self.points = left;
+        let gone: Vec<Point> = gone;
+        for point in gone {
+            let at = self.points.partition_point(|kept| kept.epoch < point.epoch);
+            let next = self.points.get_mut(at);
+            let end = next.as_ref().map(|next| next.epoch);
+            // Of the oldest it is what was stored right before it.
+            if let Some(next) = next.filter(|_| at > 0) {
+                next.bytes = ByteLen::new(next.bytes.get().saturating_add(point.bytes.get()));
+            }
+            let first = self.logs.partition_point(|log| log.first <= point.epoch);
+            let joined = self.logs[first..].iter_mut();
+            joined
+                .take_while(|log| end.is_none_or(|end| log.last <= end))
+                .for_each(|log| log.settled = false);
+        }
+    }
+
+    /// Gives up the moments of logs of which all are older than those kept; says whether there
+    /// were any.
+    pub(super) fn give_up_moments(&mut self, kept: &MomentsKept) -> bool {
+        let mut given_up = false;
+        for log in &mut self.logs {
+            let Some(records) = log.in_order() else {
+                continue;
+            };
+            let is_old = kept.since.is_some_and(|since| records.to < since);
+            if is_old || kept.behind.is_some_and(|epoch| log.last <= epoch) {
+                log.order = LogOrder::AsRead;
+                given_up = true;
             }
         }
+        given_up
     }
 
     /// What the volume's logs and retired logs take, in bytes; a raw base is not counted.

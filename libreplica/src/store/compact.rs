@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use hrl_format::id::LogId;
 use hrl_format::record::Record;
-use hrl_format::units::{ByteLen, ByteOffset, Extent, Timestamp};
+use hrl_format::units::{ByteLen, ByteOffset, Epoch, Extent, Timestamp};
 use hrl_format::{
     ExtentKind, Gather, Log, LogHeader, LogWriter, Overlay, Piece, RecordOrder, Seal, SealProof,
     SourceNumber,
@@ -96,7 +96,7 @@ impl VolumeWriter {
 
     /// Looks through the stretches that changed enough.
     fn look(&mut self) -> Result<()> {
-        let mut sparse: Vec<(u64, LogId)> = Vec::new();
+        let mut sparse: Vec<(u64, Epoch, LogId)> = Vec::new();
         for stretch in self.catalogue.stretches() {
             let logs = &self.catalogue.logs[stretch.clone()];
             if !is_due(logs) {
@@ -109,12 +109,12 @@ impl VolumeWriter {
                 log.settled = !used.is_sparse();
                 if used.is_sparse() {
                     let permille = used.needed.saturating_mul(1000) / used.data.max(1);
-                    sparse.push((permille, log.log));
+                    sparse.push((permille, log.first, log.log));
                 }
             }
         }
         sparse.sort_unstable();
-        self.sparse = sparse.into_iter().rev().map(|(_, log)| log).collect();
+        self.sparse = sparse.into_iter().rev().map(|(.., log)| log).collect();
         Ok(())
     }
 

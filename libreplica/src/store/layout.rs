@@ -113,7 +113,12 @@ impl VolumeFolder {
         self.leases().join(format!("view-{view}"))
     }
 
-    /// The folders within it.
+    /// What was written to opened points.
+    pub(super) fn branches(&self) -> PathBuf {
+        self.path.join("branches")
+    }
+
+    /// The folders within it that every volume has.
     pub(super) fn folders(&self) -> [PathBuf; 3] {
         [self.logs(), self.incoming(), self.leases()]
     }

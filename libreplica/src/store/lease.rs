@@ -21,6 +21,7 @@ use hrl_format::units::Epoch;
 use super::catalogue::{Catalogue, View};
 use super::catalogue_file;
 use super::durable::{self, StoreFile, advise};
+use super::held::durable_leases;
 use super::layout::VolumeFolder;
 use super::lock::FileLock;
 use super::state::no_such_moment;
@@ -192,11 +193,13 @@ pub(super) fn withdraw(path: &Path) -> Result<Option<Withdrawn>> {
     Ok(lock.map(|lock| Withdrawn { _lock: lock }))
 }
 
-/// The points that somebody reads now, in the order of `catalogue`.
+/// The points that somebody reads now, or a branch stands on, in the order of `catalogue`.
 pub(super) fn held_points(folder: &VolumeFolder, catalogue: &Catalogue) -> Result<Vec<PointId>> {
+    let branches = durable_leases(folder)?;
     let mut held = Vec::new();
     for point in &catalogue.points {
-        if is_held(&folder.point_lease(point.id))? {
+        let is_stood_on = branches.iter().any(|branch| branch.point == point.id);
+        if is_stood_on || is_held(&folder.point_lease(point.id))? {
             held.push(point.id);
         }
     }

@@ -14,6 +14,8 @@ use super::random::Random;
 
 /// Kills this process with SIGKILL before the step of this number, counted from 0.
 pub(super) const KILL_AT: &str = "REPLICA_TEST_KILL_AT";
+/// Where the killed process works.
+pub(super) const CHILD_PATH: &str = "REPLICA_TEST_CHILD";
 
 thread_local! {
     static RECORDER: RefCell<Option<Recorder>> = const { RefCell::new(None) };
@@ -62,7 +64,7 @@ pub(super) enum Loss {
 
 /// Called by the store before each step.
 pub(in super::super) fn record(step: Step<'_>) {
-    kill_if_due();
+    kill_if_due(step);
     RECORDER.with_borrow_mut(|recorder| {
         if let Some(recorder) = recorder {
             recorder.note(step);
@@ -70,15 +72,34 @@ pub(in super::super) fn record(step: Step<'_>) {
     });
 }
 
-fn kill_if_due() {
-    static AT: OnceLock<Option<usize>> = OnceLock::new();
+fn kill_if_due(step: Step<'_>) {
+    static AT: OnceLock<Option<(usize, PathBuf)>> = OnceLock::new();
     static COUNT: AtomicUsize = AtomicUsize::new(0);
-    let at = AT.get_or_init(|| std::env::var(KILL_AT).ok()?.parse().ok());
-    if let Some(at) = *at
-        && COUNT.fetch_add(1, Ordering::Relaxed) == at
+    let at = AT.get_or_init(|| {
+        let at = std::env::var(KILL_AT).ok()?.parse().ok()?;
+        Some((at, std::env::var_os(CHILD_PATH)?.into()))
+    });
+    // The sync of its parent is no step in the folder, and no recorder counts it.
+    if let Some((at, root)) = at
+        && path_of(step).starts_with(root)
+        && COUNT.fetch_add(1, Ordering::Relaxed) == *at
     {
         let me = nix::unistd::getpid();
         nix::sys::signal::kill(me, nix::sys::signal::SIGKILL).unwrap();
+    }
+}
+
+fn path_of(step: Step<'_>) -> &Path {
+    match step {
+        Step::CreateFolder(path)
+        | Step::CreateFile(path)
+        | Step::Write(path, ..)
+        | Step::Punch(path, _)
+        | Step::SetLen(path, _)
+        | Step::SyncFile(path)
+        | Step::Rename(path, _)
+        | Step::Remove(path)
+        | Step::SyncFolder(path) => path,
     }
 }
 

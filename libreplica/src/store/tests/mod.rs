@@ -13,6 +13,7 @@ mod place;
 mod power;
 mod random;
 mod refuse;
+mod tiers;
 
 use std::path::Path;
 

@@ -9,8 +9,10 @@ use hrl_format::units::{ByteLen, ByteOffset, Extent, Timestamp, VolumeSize};
 
 use super::moments::KnownMoment;
 use super::random::Random;
+use super::tiers::Branch;
 use super::{Scratch, geometry};
 use crate::digest::{LeafFunction, RootBuilder};
+use crate::policy::Retention;
 use crate::store::{
     Baseline, EpochLog, FoldStep, PointReader, PointSelector, RestoreOptions, RestoreProof, Store,
     VolumeReader, VolumeSpec, VolumeWriter,
@@ -113,6 +115,11 @@ impl History {
     pub(super) fn now(&mut self) -> Timestamp {
         self.clock += 1;
         Timestamp::from_nanos(self.clock * 1_000_000_000)
+    }
+
+    /// Lets time pass.
+    pub(super) fn wait(&mut self, seconds: i64) {
+        self.clock += seconds;
     }
 
     /// Random sectors of the volume as it is now.
@@ -306,17 +313,28 @@ impl History {
         Some(self.reader().open_point(known.id).unwrap())
     }
 
-    /// Keeps the newest points, some of them.
+    /// Keeps some of the points, by a policy of tiers as often as by a count.
     pub(super) fn retain(&mut self, writer: &mut VolumeWriter) -> Vec<PointId> {
         let count = 1 + self.random.below(6);
-        let policy = format!("#{count}").parse().unwrap();
+        let (all, interval) = (1 + self.random.below(40), 1 + self.random.below(60));
+        let age = interval + self.random.below(200);
+        let policy = match self.random.below(4) {
+            0 => format!("all:{all}s,{interval}s:{age}s"),
+            1 => format!("{all}s,{interval}s:{age}s,{}s:{}s", 2 * interval, 2 * age),
+            _ => format!("#{count}"),
+        };
+        self.retain_by(writer, &policy)
+    }
+
+    pub(super) fn retain_by(&mut self, writer: &mut VolumeWriter, policy: &str) -> Vec<PointId> {
+        let policy: Retention = policy.parse().unwrap();
         let now = self.now();
         let before = writer.catalogue().points.clone();
         let retained = writer.retain(&policy, now).unwrap();
         self.model
             .points
             .retain(|known| !retained.dropped.contains(&known.id));
-        self.give_up(&before, &retained.dropped);
+        self.give_up(&before, &retained, policy.moments_since(now));
         retained.leased
     }
 
@@ -388,11 +406,17 @@ fn live(seed: u64, key: Option<VolumeKey>) {
     history.baseline(&mut writer);
     let mut held: Vec<(PointReader, Vec<u8>)> = Vec::new();
     let mut holding = Vec::new();
+    let mut branches: Vec<Branch> = Vec::new();
     for _ in 0..40 {
-        match history.random.below(13) {
+        match history.random.below(14) {
             0 | 1 => {
                 let leased = history.retain(&mut writer);
-                assert!(leased.iter().all(|id| holding.contains(id)));
+                let stands = |id| branches.iter().any(|branch: &Branch| branch.point == id);
+                let is_held = |id: &PointId| holding.contains(id) || stands(*id);
+                assert!(leased.iter().all(is_held));
+                let points = &writer.catalogue().points;
+                let is_listed = |id| points.iter().any(|point| point.id == id);
+                assert!(branches.iter().all(|branch| is_listed(branch.point)));
             }
             2 => while writer.fold_step().unwrap() != FoldStep::Nothing {},
             3 => {
@@ -416,6 +440,10 @@ fn live(seed: u64, key: Option<VolumeKey>) {
                 }
             }
             12 => history.check_some_moments(),
+            13 => match branches.pop() {
+                Some(branch) if history.random.coin() => drop(branch),
+                branch => branches.extend(branch.into_iter().chain(history.stand_on_a_point())),
+            },
             6 => {
                 drop(writer);
                 let mut keeper = history.keeper();
@@ -424,7 +452,7 @@ fn live(seed: u64, key: Option<VolumeKey>) {
                 drop(keeper);
                 writer = history.writer();
             }
-            7 if held.is_empty() => history.take_back(&mut writer),
+            7 if held.is_empty() && branches.is_empty() => history.take_back(&mut writer),
             7 => {
                 // An epoch that fails leaves no trace.
                 let mut epoch = writer.begin_epoch().unwrap();

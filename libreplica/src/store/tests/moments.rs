@@ -14,7 +14,7 @@ use crate::error::ErrorKind;
 use crate::store::catalogue::Point;
 use crate::store::{
     EpochLog, FoldStep, LogOrder, Moment, PointReader, PointSelector, RestoreOptions, RestoreProof,
-    StateId, VolumeWriter,
+    Retained, StateId, VolumeWriter,
 };
 
 /// The volume behind one call of `append`, as the model remembers it.
@@ -23,7 +23,9 @@ pub(super) struct KnownMoment {
     pub(super) moment: Moment,
     pub(super) time: Timestamp,
     pub(super) image: Vec<u8>,
-    /// Whether retention dropped a point beside it.
+    /// When the last record of its epoch completed.
+    epoch_end: Timestamp,
+    /// Whether it is older than what retention keeps.
     given_up: bool,
 }
 
@@ -46,6 +48,7 @@ impl History {
             moment,
             time: self.time(),
             image: self.model.image.clone(),
+            epoch_end: self.time(),
             given_up: false,
         });
     }
@@ -57,30 +60,31 @@ impl History {
     /// The epoch was committed: its moments count if it is in order.
     pub(super) fn keep_moments(&mut self, writer: &VolumeWriter) {
         let last = writer.catalogue().logs.last().unwrap();
-        let pending = std::mem::take(&mut self.pending);
+        let mut pending = std::mem::take(&mut self.pending);
         if let LogOrder::AsCompleted(records) = last.order {
+            for known in &mut pending {
+                known.epoch_end = self.time();
+            }
+            assert!(records.records == 0 || records.to == self.time());
             let known = pending.last().and_then(|known| known.moment.after);
             assert!(known <= records.last());
             self.model.moments.extend(pending);
         }
     }
 
-    /// Retention dropped these points.
-    pub(super) fn give_up(&mut self, before: &[Point], dropped: &[PointId]) {
-        let is_dropped = |point: &&Point| dropped.contains(&point.id);
-        let kept = |epoch: Epoch| before.iter().any(|p| p.epoch == epoch && !is_dropped(&p));
-        for point in before.iter().filter(is_dropped) {
-            let epoch = point.epoch;
-            if kept(epoch) {
-                continue;
-            }
-            let kept = before.iter().filter(|point| !is_dropped(point));
-            let (older, newer): (Vec<_>, Vec<_>) = kept.partition(|point| point.epoch < epoch);
-            let from = older.last().map_or(Epoch::ZERO, |point| point.epoch);
-            let to = newer.first().unwrap().epoch;
-            for known in &mut self.model.moments {
-                known.given_up |= known.moment.epoch > from && known.moment.epoch <= to;
-            }
+    /// Retention left the moments since `since`, and behind the oldest point that the policy keeps.
+    pub(super) fn give_up(
+        &mut self,
+        before: &[Point],
+        retained: &Retained,
+        since: Option<Timestamp>,
+    ) {
+        let gone = |id: &PointId| retained.dropped.contains(id) || retained.leased.contains(id);
+        let kept = before.iter().filter(|point| !gone(&point.id));
+        let oldest = kept.map(|point| point.epoch).min();
+        for known in &mut self.model.moments {
+            let is_old = since.is_some_and(|since| known.epoch_end < since);
+            known.given_up |= is_old || oldest.is_some_and(|epoch| known.moment.epoch <= epoch);
         }
     }
 
@@ -452,10 +456,11 @@ fn logs_of_a_window_are_left_alone_until_a_point_beside_them_is_dropped() {
         let oldest = points[0].time;
         let policy = "#2".parse().unwrap();
         let now = history.now();
-        let dropped = writer.retain(&policy, now).unwrap().dropped;
+        let retained = writer.retain(&policy, now).unwrap();
         assert!(oldest < points[points.len() - 2].time);
+        let dropped = &retained.dropped;
         history.model.points.retain(|p| !dropped.contains(&p.id));
-        history.give_up(&points, &dropped);
+        history.give_up(&points, &retained, None);
         while writer.fold_step().unwrap() != FoldStep::Nothing {}
         history.check();
         history.check_moments();

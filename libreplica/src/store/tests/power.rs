@@ -10,14 +10,13 @@ use hrl_format::VolumeKey;
 use hrl_format::units::Epoch;
 
 use super::Scratch;
-use super::crash::{self, KILL_AT, Loss};
+use super::crash::{self, CHILD_PATH, KILL_AT, Loss};
 use super::model::{History, Known, SHORT, same};
 use super::random::Random;
+use super::tiers::Branch;
 use crate::error::ErrorKind;
 use crate::store::{FoldStep, PointReader, Store, VolumeWriter};
 
-/// Where the killed child works.
-const CHILD_PATH: &str = "REPLICA_TEST_CHILD";
 /// With which seed.
 const CHILD_SEED: &str = "REPLICA_TEST_CHILD_SEED";
 
@@ -45,15 +44,18 @@ fn live(path: &Path, seed: u64, mut done: impl FnMut(&History, &VolumeWriter)) -
     history.baseline(&mut writer);
     done(&history, &writer);
     let mut held: Option<PointReader> = None;
+    let mut branch: Option<Branch> = None;
     for round in 0..10 {
         match round {
             3 => held = history.hold_a_point(),
+            4 => branch = history.stand_on_a_point(),
             7 => held = None,
+            9 => branch = None,
             _ => {}
         }
         history.epoch(&mut writer);
         done(&history, &writer);
-        if round % 4 == 0 {
+        if round % 4 == 0 && branch.is_none() {
             history.take_back(&mut writer);
             done(&history, &writer);
         }
@@ -68,7 +70,7 @@ fn live(path: &Path, seed: u64, mut done: impl FnMut(&History, &VolumeWriter)) -
             done(&history, &writer);
         }
     }
-    drop(held);
+    drop((held, branch));
     drop(writer);
     // Without the key, then what that left for the key.
     for open in [History::keeper, History::writer] {
@@ -183,7 +185,8 @@ fn expect<'a>(
         .flatten()
         .find(|s| (s.epoch, of(&s.points)) == found);
     let Some(state) = state else {
-        panic!("neither before nor after: {found:?}");
+        let states = states.map(|state| state.map(|s| (s.steps, s.epoch, of(&s.points))));
+        panic!("neither before nor after, {states:?}: {found:?}");
     };
     &state.points
 }
