@@ -66,6 +66,10 @@ pub enum Command {
     Points(PointsArgs),
     /// Restore a recovery point, or a moment between two, to a file or a device
     Restore(RestoreArgs),
+    /// Open a recovery point, or a moment between two, as an NBD export
+    Open(OpenArgs),
+    /// Close what is open, and discard what was written to it
+    Close(CloseArgs),
     /// Compare source and image; exit 3 if they differ
     Verify(VerifyArgs),
     /// Find by checksums what differs, and ship it
@@ -288,6 +292,50 @@ pub struct RestoreArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("what").required(true))]
+pub struct OpenArgs {
+    /// The volume's name or id
+    pub volume: String,
+    /// A point's id, `latest`, a time (RFC 3339), or EPOCH:SEQ, as `restore` takes them
+    #[arg(long, value_name = "ID|latest|RFC3339|EPOCH:SEQ", group = "what")]
+    pub point: Option<String>,
+    /// Go on with what was written before, and kept
+    #[arg(long, value_name = "ID", group = "what", conflicts_with = "read_only")]
+    pub branch: Option<String>,
+    /// Where to serve it: unix:PATH, a Unix socket for its owner alone
+    #[arg(long, value_name = "unix:PATH", value_parser = text::unix_socket)]
+    pub nbd: PathBuf,
+    /// Refuse writes; else they go to a branch in the store, and the point stays what it is
+    #[arg(long)]
+    pub read_only: bool,
+    /// Served in the foreground: keep what was written when it ends
+    #[arg(long, conflicts_with = "read_only")]
+    pub keep: bool,
+    /// Serve it in the foreground until SIGINT or SIGTERM, also if a daemon runs
+    #[arg(long)]
+    pub foreground: bool,
+    /// The store; without a daemon that has the volume it is needed
+    #[arg(long, value_name = "STORE", value_parser = text::store)]
+    pub store: Option<String>,
+    /// The volume key
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct CloseArgs {
+    /// The id that `replica status` shows, the socket's path, or the volume if nothing else of it
+    /// is open; with --store the id of a branch
+    pub what: String,
+    /// Keep what was written, to be opened again with `replica open --branch`
+    #[arg(long, conflicts_with = "store")]
+    pub keep: bool,
+    /// Discard a branch of this store that nobody has open; no daemon is needed
+    #[arg(long, value_name = "STORE", value_parser = text::store)]
+    pub store: Option<String>,
 }
 
 #[derive(Args, Debug)]

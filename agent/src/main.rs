@@ -53,6 +53,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Point(args) => commands::point::run(&daemon, args),
         Command::Points(args) => commands::points::run(&daemon, &args),
         Command::Restore(args) => commands::restore::run(&daemon, &args),
+        Command::Open(args) => commands::open::run(&daemon, &args),
+        Command::Close(args) => commands::open::close(&daemon, args),
         Command::Verify(args) => commands::volume::verify(&daemon, args),
         Command::Resync(args) => commands::volume::resync(&daemon, &args),
         Command::Store(StoreCommand::Check(args)) => commands::store_check::run(&args),

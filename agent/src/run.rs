@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use hrl_format::units::ByteLen;
 use libreplica::primary::{Primary, PrimaryOptions};
+use libreplica::replica::Exports;
 use libreplica::{Error, IoContext};
 use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Deserializer, de};
@@ -19,6 +20,7 @@ use crate::cli::{DaemonArgs, RunArgs};
 use crate::control::server::ControlServer;
 use crate::failure::Failure;
 use crate::quantity::{DurationArg, parse_bytes};
+use crate::requests::Served;
 
 /// The configuration file. Every key may be left out.
 #[derive(Debug, Default, Deserialize)]
@@ -67,19 +69,19 @@ pub fn run(daemon: &DaemonArgs, args: &RunArgs) -> Result<ExitCode, Failure> {
     start_logging(config.log.as_deref());
     // Blocked before the first thread starts, so that every thread inherits it and the
     // signal waits for us below.
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGTERM);
-    signals.add(Signal::SIGINT);
-    signals
-        .thread_block()
-        .at("block signals", Path::new("the daemon"))?;
+    let signals = hold_signals()?;
 
     let primary = Primary::start(options(daemon, &config)?)?;
     let server = Arc::new(ControlServer::bind(&std::path::absolute(&daemon.socket)?)?);
-    let (serving, served) = (Arc::clone(&server), Arc::clone(&primary));
+    let exports = Exports::start(&std::path::absolute(&daemon.state_dir)?.join("open"))?;
+    let served = Arc::new(Served {
+        primary: Arc::clone(&primary),
+        exports,
+    });
+    let (serving, at_socket) = (Arc::clone(&server), Arc::clone(&served));
     std::thread::Builder::new()
         .name("listener".into())
-        .spawn(move || serving.serve(&served))
+        .spawn(move || serving.serve(&at_socket))
         .at("start the control thread", &daemon.socket)?;
     tracing::info!(socket = %daemon.socket.display(), "answering commands");
     // Without systemd there is nobody to tell.
@@ -92,8 +94,22 @@ pub fn run(daemon: &DaemonArgs, args: &RunArgs) -> Result<ExitCode, Failure> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     server.remove_socket();
     server.finish(FINISH_LIMIT);
+    served.exports.stop();
     primary.stop();
     Ok(ExitCode::SUCCESS)
+}
+
+/// Blocks what ends a program, so that it can be waited for.
+///
+/// # Errors
+/// What the system said.
+pub fn hold_signals() -> Result<SigSet, Failure> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    let blocked = signals.thread_block();
+    blocked.at("block signals", Path::new("the process"))?;
+    Ok(signals)
 }
 
 /// The hidden command behind the freeze watchdog.
@@ -159,7 +175,7 @@ fn options(daemon: &DaemonArgs, config: &Config) -> Result<PrimaryOptions, Failu
 }
 
 /// To journald when systemd started us, else to standard error.
-fn start_logging(level: Option<&str>) {
+pub fn start_logging(level: Option<&str>) {
     let filter = EnvFilter::try_from_env("REPLICA_LOG")
         .unwrap_or_else(|_| EnvFilter::new(level.unwrap_or("info")));
     if std::env::var_os("JOURNAL_STREAM").is_some()

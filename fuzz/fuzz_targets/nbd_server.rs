@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use libreplica::capture::nbd::handshake::{
-    Export, Negotiation, Progress, Session, Trim, Violation,
+    Access, Export, Negotiation, Progress, Session, Trim, Violation,
 };
 use libreplica::capture::nbd::inbox::{INBOX, Inbox, Step};
 use libreplica::capture::nbd::requests::{Header, Task};
@@ -34,6 +34,7 @@ fuzz_target!(|input: &[u8]| {
         name: "volume".to_owned(),
         size: VolumeSize::new(SIZE),
         sector: SectorSize::B512,
+        access: Access::ReadWrite,
         trim: Trim::Offered,
     };
     bounded(16 * input.len(), || {

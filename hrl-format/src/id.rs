@@ -121,6 +121,10 @@ id!(
     HandoverId
 );
 id!(
+    /// A branch: logs on top of a recovery point, beside those of the volume.
+    BranchId
+);
+id!(
     /// A volume key, named without revealing it.
     KeyId
 );

@@ -12,6 +12,7 @@ pub mod geometry;
 pub mod key_file;
 pub mod policy;
 pub mod primary;
+pub mod replica;
 pub mod spool;
 pub mod store;
 pub mod sys;

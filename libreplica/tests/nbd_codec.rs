@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use libreplica::capture::inline::{Durability, Errno, REQUEST_MAX, Room};
 use libreplica::capture::nbd::handshake::{
-    Export, Negotiation, Progress, Replies, Session, Trim, Violation,
+    Access, Export, Negotiation, Progress, Replies, Session, Trim, Violation,
 };
 use libreplica::capture::nbd::inbox::{INBOX, Inbox, Step};
 use libreplica::capture::nbd::requests::{HEADER, Header, Tag, Task};
@@ -26,6 +26,7 @@ fn export() -> Export {
         name: "volume".to_owned(),
         size: VolumeSize::new(SIZE),
         sector: SectorSize::B512,
+        access: Access::ReadWrite,
         trim: Trim::Offered,
     }
 }

@@ -1,5 +1,6 @@
 //! The operator's commands: each asks the daemon, or reads a store by itself.
 
+pub mod open;
 pub mod open_store;
 pub mod point;
 pub mod points;

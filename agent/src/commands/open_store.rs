@@ -37,7 +37,7 @@ pub fn protected_devices(daemon: &DaemonArgs) -> Vec<PathBuf> {
         &Request::Status { volume: None },
         Some(Duration::from_secs(30)),
     ) {
-        Ok(Answer::Status { volumes }) => volumes
+        Ok(Answer::Status { volumes, .. }) => volumes
             .into_iter()
             .map(|volume| volume.device.into())
             .collect(),

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use libreplica::primary::{PointSummary, StateDir, refuse_target};
 use libreplica::store::{Overwrite, PointSelector, RestoreOptions, RestoreProof, State};
-use libreplica::time::{parse_rfc3339, rfc3339};
+use libreplica::time::rfc3339;
 use libreplica::{Error, ErrorKind};
 use serde::Serialize;
 
@@ -15,6 +15,7 @@ use crate::cli::{DaemonArgs, RestoreArgs};
 use crate::commands::open_store::{locate, protected_devices};
 use crate::failure::Failure;
 use crate::output::{self, Progress};
+use crate::text::selector;
 
 #[derive(Serialize)]
 struct RestoreOutput {
@@ -38,7 +39,7 @@ pub fn run(daemon: &DaemonArgs, args: &RestoreArgs) -> Result<ExitCode, Failure>
         args.store.as_deref(),
         args.key_file.as_deref(),
     )?;
-    let selector = selector(&args.point)?;
+    let selector = selector(&args.point).map_err(|error| Failure::Usage(error.to_string()))?;
     let state = located.reader.state(selector)?;
     if let PointSelector::AtOrBefore(time) = selector {
         eprintln!(
@@ -90,28 +91,6 @@ pub fn run(daemon: &DaemonArgs, args: &RestoreArgs) -> Result<ExitCode, Failure>
         eprintln!("restored {what} of {time} to {}{proved}", output.display());
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// A point's id, `latest`, a moment, or a time.
-fn selector(text: &str) -> Result<PointSelector, Failure> {
-    if text == "latest" {
-        return Ok(PointSelector::Latest);
-    }
-    if let Ok(id) = text.parse() {
-        return Ok(PointSelector::Id(id));
-    }
-    if let Ok(moment) = text.parse() {
-        return Ok(PointSelector::Moment(moment));
-    }
-    parse_rfc3339(text)
-        .map(PointSelector::AtOrBefore)
-        .map_err(|_| {
-            Failure::Usage(format!(
-                "`{text}` is no point: an id as `replica points` lists it, `latest`, \
-             a time such as 2026-11-21T10:00:00.25Z, or a moment such as 7:41 \
-             (EPOCH:SEQ) expected"
-            ))
-        })
 }
 
 /// A daemon's memory is no place for an image, and no file of it may be replaced by one.

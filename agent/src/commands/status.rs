@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use libreplica::primary::VolumeStatus;
+use libreplica::replica::ExportStatus;
 use serde::Serialize;
 
 use crate::cli::{DaemonArgs, StatusArgs};
@@ -16,6 +17,7 @@ use crate::output;
 #[derive(Serialize)]
 struct StatusOutput<'a> {
     volumes: &'a [VolumeStatus],
+    open: &'a [ExportStatus],
 }
 
 pub fn run(daemon: &DaemonArgs, args: &StatusArgs) -> Result<ExitCode, Failure> {
@@ -24,7 +26,7 @@ pub fn run(daemon: &DaemonArgs, args: &StatusArgs) -> Result<ExitCode, Failure> 
             volume: args.volume.clone(),
         };
         let answer = ask(&daemon.socket, &request, Some(Duration::from_secs(30)))?;
-        let Answer::Status { volumes } = answer else {
+        let Answer::Status { volumes, open } = answer else {
             return Err(Failure::Hangup {
                 socket: daemon.socket.clone(),
             });
@@ -34,11 +36,14 @@ pub fn run(daemon: &DaemonArgs, args: &StatusArgs) -> Result<ExitCode, Failure> 
             print!("\x1b[H\x1b[2J");
         }
         if args.json {
-            output::json(&StatusOutput { volumes: &volumes })?;
-        } else if volumes.is_empty() {
-            println!("no volume is protected");
+            let (volumes, open) = (&volumes, &open);
+            output::json(&StatusOutput { volumes, open })?;
         } else {
+            if volumes.is_empty() && args.volume.is_none() {
+                println!("no volume is protected");
+            }
             volumes.iter().try_for_each(print_volume)?;
+            open.iter().try_for_each(print_open)?;
         }
         if !args.watch {
             return Ok(ExitCode::SUCCESS);
@@ -126,4 +131,23 @@ fn print_volume(volume: &VolumeStatus) -> std::io::Result<()> {
         writeln!(out, "  error    {}: {}", error.time, error.message)?;
     }
     Ok(())
+}
+
+fn print_open(export: &ExportStatus) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "open {}  {}", export.name, export.id)?;
+    let how = if export.writable {
+        "with writes of its own"
+    } else {
+        "read-only"
+    };
+    let at = match export.time.as_str() {
+        "" => String::new(),
+        time => format!(" of {time}"),
+    };
+    writeln!(out, "  point    {}{at}, {how}", export.point)?;
+    match &export.error {
+        None => writeln!(out, "  served   {}, {} clients", export.uri, export.clients),
+        Some(error) => writeln!(out, "  error    {error}"),
+    }
 }

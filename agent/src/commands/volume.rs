@@ -122,7 +122,7 @@ pub fn wait(daemon: &DaemonArgs, volume: &str) -> Result<(), Failure> {
         let request = Request::Status {
             volume: Some(volume.to_owned()),
         };
-        if let Ok(Answer::Status { volumes }) = ask(&daemon.socket, &request, LIMIT)
+        if let Ok(Answer::Status { volumes, .. }) = ask(&daemon.socket, &request, LIMIT)
             && let Some(resync) = volumes.first().and_then(|volume| volume.resync.as_ref())
         {
             progress.update(resync.bytes_done, resync.bytes_total);

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use libreplica::primary::{Capture, PointSummary, Settled, VerifySummary, VolumeStatus};
+use libreplica::replica::ExportStatus;
 use libreplica::{Error, ErrorKind};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,10 @@ pub enum Request {
     Point(PointRequest),
     /// Where a volume's image is.
     Location { volume: String },
+    /// Open a state of a volume.
+    Open(OpenRequest),
+    /// Close what is open.
+    Close { what: String, keep: bool },
     /// Compare source and image.
     Verify { volume: String },
     /// Find by checksums what differs.
@@ -75,6 +80,20 @@ pub struct PointRequest {
     pub timeout_ms: u64,
 }
 
+/// A state to open.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct OpenRequest {
+    /// A volume of the daemon's, or of `store`.
+    pub volume: String,
+    pub store: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    /// Which state; none: a branch.
+    pub point: Option<String>,
+    pub branch: Option<String>,
+    pub read_only: bool,
+    pub socket: PathBuf,
+}
+
 /// Where an image is, and what opens it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Location {
@@ -98,8 +117,13 @@ pub enum Answer {
     },
     /// A first copy or a resync has ended; without a point, why.
     Settled { without_point: Option<String> },
-    /// The volumes.
-    Status { volumes: Vec<VolumeStatus> },
+    /// The volumes, and what is open.
+    Status {
+        volumes: Vec<VolumeStatus>,
+        open: Vec<ExportStatus>,
+    },
+    /// What was opened, or closed.
+    Export { export: ExportStatus },
     /// The new point.
     Point { point: PointSummary },
     /// Where the image is.

@@ -14,14 +14,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use libreplica::primary::{Primary, Settled};
+use libreplica::primary::Settled;
 use libreplica::{Error, ErrorKind, IoContext, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 
 use super::protocol::{Answer, MESSAGE_MAX, Request};
-use crate::requests;
+use crate::requests::{self, Served};
 
 /// Connections served at a time; one more is told to come back.
 const CONNECTIONS_MAX: usize = 64;
@@ -90,8 +90,8 @@ impl ControlServer {
         }
     }
 
-    /// Serves `primary` until the process ends.
-    pub fn serve(&self, primary: &Arc<Primary>) {
+    /// Serves what the daemon has until the process ends.
+    pub fn serve(&self, served: &Arc<Served>) {
         for stream in self.listener.incoming() {
             let stream = match stream {
                 Ok(stream) => stream,
@@ -103,11 +103,11 @@ impl ControlServer {
                 }
             };
             let slot = Slots::take(&self.slots, Of::Requests);
-            let (primary, slots) = (Arc::clone(primary), Arc::clone(&self.slots));
+            let (served, slots) = (Arc::clone(served), Arc::clone(&self.slots));
             let spawned = std::thread::Builder::new()
                 .name("control".into())
                 .spawn(move || {
-                    if let Err(error) = serve_one(&stream, &primary, slot, &slots) {
+                    if let Err(error) = serve_one(&stream, &served, slot, &slots) {
                         tracing::debug!(%error, "a client of the control socket went away");
                     }
                 });
@@ -194,7 +194,7 @@ impl Drop for Slot {
 
 fn serve_one(
     stream: &UnixStream,
-    primary: &Arc<Primary>,
+    served: &Served,
     slot: Option<Slot>,
     slots: &Arc<Slots>,
 ) -> io::Result<()> {
@@ -209,7 +209,7 @@ fn serve_one(
             let Some(_slot) = Slots::take(slots, Of::Waiters) else {
                 return send(stream, &too_many(Of::Waiters));
             };
-            match wait(stream, primary, &volume)? {
+            match wait(stream, served, &volume)? {
                 Some(outcome) => outcome.map(Answer::settled),
                 None => return Ok(()),
             }
@@ -220,7 +220,7 @@ fn serve_one(
             if slots.ending.load(Ordering::SeqCst) {
                 return send(stream, &ending());
             }
-            let answer = requests::answer(primary, request);
+            let answer = requests::answer(served, request);
             let sent = send(
                 stream,
                 &answer.unwrap_or_else(|error| Answer::failed(&error)),
@@ -237,14 +237,10 @@ fn serve_one(
 }
 
 /// Waits until `volume` is replicating; `None` if the client hung up before.
-fn wait(
-    stream: &UnixStream,
-    primary: &Primary,
-    volume: &str,
-) -> io::Result<Option<Result<Settled>>> {
+fn wait(stream: &UnixStream, served: &Served, volume: &str) -> io::Result<Option<Result<Settled>>> {
     let slice = PollTimeout::try_from(WAIT_SLICE).unwrap_or(PollTimeout::ZERO);
     loop {
-        if let Some(outcome) = primary.settled(volume).transpose() {
+        if let Some(outcome) = served.primary.settled(volume).transpose() {
             return Ok(Some(outcome));
         }
         // A hang-up is told whatever is asked for. One who has only closed its sending side
@@ -262,7 +258,11 @@ fn wait(
 fn may_not_be_cut(request: &Request) -> bool {
     matches!(
         request,
-        Request::Point(_) | Request::Protect(_) | Request::Unprotect { .. }
+        Request::Point(_)
+            | Request::Protect(_)
+            | Request::Unprotect { .. }
+            | Request::Open(_)
+            | Request::Close { .. }
     )
 }
 

@@ -32,6 +32,7 @@ pub(super) enum Step<'a> {
     SetLen(&'a Path, ByteLen),
     SyncFile(&'a Path),
     Rename(&'a Path, &'a Path),
+    Link(&'a Path, &'a Path),
     Remove(&'a Path),
     SyncFolder(&'a Path),
 }
@@ -191,6 +192,28 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<()> {
     record(Step::Rename(from, to));
     let renamed = std::fs::rename(from, to).at("rename a file of the store", from);
     renamed.map_err(advise)
+}
+
+/// Gives a file that is never written again a second name. Where the filesystem has none, it is
+/// copied, and synced.
+pub(super) fn link(from: &Path, to: &Path) -> Result<()> {
+    const LINK: &str = "link a file of the store";
+    record(Step::Link(from, to));
+    match std::fs::hard_link(from, to) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e)
+            if matches!(
+                e.raw_os_error(),
+                Some(libc::EPERM | libc::EOPNOTSUPP | libc::EMLINK | libc::EXDEV)
+            ) =>
+        {
+            std::fs::copy(from, to).at(LINK, to)?;
+            File::open(to)
+                .and_then(|copy| copy.sync_data())
+                .at(LINK, to)
+        }
+        linked => linked.at(LINK, from).map_err(advise),
+    }
 }
 
 /// Removes a file; one that is gone already is fine.

@@ -75,6 +75,8 @@ macro_rules! hex32 {
 }
 
 text!(
+    super::branch::BranchPurpose,
+    hrl_format::id::BranchId,
     hrl_format::id::GenerationId,
     hrl_format::id::GroupId,
     hrl_format::id::HandoverId,

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hrl_format::id::{LogId, PointId, VolumeId};
+use hrl_format::id::{BranchId, LogId, PointId, VolumeId};
 use hrl_format::units::Epoch;
 
 use super::catalogue::View;
@@ -118,9 +118,69 @@ impl VolumeFolder {
         self.path.join("branches")
     }
 
+    /// Held while a branch is made, or what is left of one is taken away.
+    pub(super) fn branches_lock(&self) -> PathBuf {
+        self.branches().join("lock")
+    }
+
+    pub(super) fn branch(&self, id: BranchId) -> BranchFolder {
+        BranchFolder {
+            path: self.branches().join(id.to_string()),
+            id,
+            volume: self.id,
+        }
+    }
+
     /// The folders within it that every volume has.
     pub(super) fn folders(&self) -> [PathBuf; 3] {
         [self.logs(), self.incoming(), self.leases()]
+    }
+}
+
+/// The folder of a branch.
+#[derive(Clone, Debug)]
+pub(super) struct BranchFolder {
+    path: PathBuf,
+    id: BranchId,
+    volume: VolumeId,
+}
+
+impl BranchFolder {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn id(&self) -> BranchId {
+        self.id
+    }
+
+    pub(super) fn volume(&self) -> VolumeId {
+        self.volume
+    }
+
+    /// What the branch is; without it there is none.
+    pub(super) fn info(&self) -> PathBuf {
+        self.path.join("branch.json")
+    }
+
+    /// Held by the one that has it open.
+    pub(super) fn lock(&self) -> PathBuf {
+        self.path.join("lock")
+    }
+
+    /// The volume's logs between the point and the moment that the branch stands on.
+    pub(super) fn below(&self) -> PathBuf {
+        self.path.join("below")
+    }
+
+    /// Its own logs.
+    pub(super) fn logs(&self) -> PathBuf {
+        self.path.join("logs")
+    }
+
+    /// The folders within it.
+    pub(super) fn folders(&self) -> [PathBuf; 2] {
+        [self.below(), self.logs()]
     }
 }
 
@@ -129,6 +189,18 @@ impl VolumeFolder {
 pub(super) struct LogName {
     pub(super) first: Epoch,
     pub(super) log: LogId,
+}
+
+impl LogName {
+    /// From the name of a file.
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        let (first, log) = name.strip_suffix(".hrl")?.split_once('-')?;
+        let first = (first.len() == 16).then(|| u64::from_str_radix(first, 16));
+        Some(Self {
+            first: Epoch::new(first?.ok()?),
+            log: log.parse().ok()?,
+        })
+    }
 }
 
 impl std::fmt::Display for LogName {

@@ -74,6 +74,19 @@ impl Lock {
     }
 }
 
+impl Lock {
+    /// Whether somebody holds the lock at `path` now.
+    pub(super) fn is_held(path: &Path) -> Result<bool> {
+        const LOOK: &str = "look who is writing";
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(Error::io(LOOK, e).path(path)),
+        };
+        Ok(FileLock::shared(file).at(LOOK, path)?.is_none())
+    }
+}
+
 fn holder_of(path: &Path, what: &'static str) -> Error {
     let holder = read_small(path).ok().flatten().unwrap_or_default();
     let holder = String::from_utf8_lossy(&holder);

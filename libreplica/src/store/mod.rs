@@ -10,6 +10,7 @@
 
 mod base;
 mod baseline;
+mod branch;
 mod catalogue;
 mod catalogue_file;
 mod check;
@@ -34,6 +35,7 @@ mod moment;
 mod output;
 mod point_reader;
 mod reader;
+mod readers;
 mod recover;
 mod recovery;
 mod remake;
@@ -48,6 +50,7 @@ mod tip;
 mod writer;
 
 pub use baseline::Baseline;
+pub use branch::{Branch, BranchEntry, BranchInfo, BranchLog, BranchPurpose, ParsePurposeError};
 pub use catalogue::{Base, Catalogue, CatalogueGeneration, LogEntry, LogLink, Point};
 pub use check::{CheckReport, Fault, PointCheck, PointState};
 pub use compact::Waiting;
@@ -59,6 +62,7 @@ pub use moment::{InOrder, LogOrder, Moment, ParseMomentError, Window, WindowEnd}
 pub use output::{Overwrite, Progress};
 pub use point_reader::{PieceKind, PointPiece, PointReader};
 pub use reader::{PointSelector, VolumeReader};
+pub use readers::SharedReader;
 pub use recovery::{How, Loss, Promotion, Recovery};
 pub use restore::{RestoreOptions, RestoreProof, Restored};
 pub use retain::Retained;

@@ -149,7 +149,18 @@ impl PointReader {
     /// # Errors
     /// Those of reading the indexes, also of each item.
     pub fn pieces(&self) -> Result<impl Iterator<Item = Result<PointPiece>> + '_> {
-        let spans = self.layers.spans(self.state.size().extent())?;
+        self.pieces_in(self.state.size().extent())
+    }
+
+    /// The same of one extent.
+    ///
+    /// # Errors
+    /// As [`PointReader::pieces`].
+    pub fn pieces_in(
+        &self,
+        extent: Extent,
+    ) -> Result<impl Iterator<Item = Result<PointPiece>> + '_> {
+        let spans = self.layers.spans(extent)?;
         Ok(spans.map(|span| {
             let Span { extent, origin } = span?;
             let kind = match origin {

@@ -62,6 +62,13 @@ pub(super) struct LogFile {
     open: Arc<OpenFiles>,
 }
 
+impl LogFile {
+    pub(super) fn new(path: PathBuf, open: &Arc<OpenFiles>) -> Self {
+        let open = Arc::clone(open);
+        Self { path, open }
+    }
+}
+
 impl ReadAt for LogFile {
     fn size(&self) -> io::Result<u64> {
         self.open.get(&self.path)?.size()
@@ -94,10 +101,7 @@ pub(super) fn open_log(
 ) -> Result<StoredLog> {
     const OPEN: &str = "open a log of the store";
     let path = folder.log(&entry.name());
-    let file = LogFile {
-        path: path.clone(),
-        open: Arc::clone(files),
-    };
+    let file = LogFile::new(path.clone(), files);
     let log = Log::open(file, key).map_err(|e| match e.io().map(io::Error::kind) {
         Some(io::ErrorKind::NotFound) => damaged(OPEN, &path, "it is not there"),
         _ => Error::log(OPEN, e).path(&path),

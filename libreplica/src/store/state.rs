@@ -283,7 +283,7 @@ impl Marks {
 }
 
 /// The log that a moment lies in: its place in the chain, and its records.
-fn find<'a>(
+pub(super) fn find<'a>(
     folder: &VolumeFolder,
     catalogue: &'a Catalogue,
     moment: Moment,

@@ -28,8 +28,19 @@ pub struct Export {
     pub size: VolumeSize,
     /// What requests must be multiples of.
     pub sector: SectorSize,
+    /// Whether it can be changed.
+    pub access: Access,
     /// Whether ranges can be given up.
     pub trim: Trim,
+}
+
+/// Whether what is served can be changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It can.
+    ReadWrite,
+    /// It cannot: changes are refused with `EPERM`.
+    ReadOnly,
 }
 
 /// Whether ranges of a device can be given up.
@@ -233,14 +244,14 @@ impl<'a> Negotiation<'a> {
     }
 
     fn flags(&self) -> u16 {
-        let mut flags = export::HAS_FLAGS
-            | export::SEND_FLUSH
-            | export::SEND_FUA
-            | export::SEND_WRITE_ZEROES
-            | export::CAN_MULTI_CONN;
-        if self.export.trim == Trim::Offered {
-            flags |= export::SEND_TRIM;
-        }
+        let mut flags = export::HAS_FLAGS | export::SEND_FLUSH | export::CAN_MULTI_CONN;
+        flags |= match (self.export.access, self.export.trim) {
+            (Access::ReadOnly, _) => export::READ_ONLY,
+            (Access::ReadWrite, Trim::Absent) => export::SEND_FUA | export::SEND_WRITE_ZEROES,
+            (Access::ReadWrite, Trim::Offered) => {
+                export::SEND_FUA | export::SEND_WRITE_ZEROES | export::SEND_TRIM
+            }
+        };
         if self.session.replies == Replies::Structured {
             flags |= export::SEND_DF;
         }

@@ -14,7 +14,8 @@
 //! inbox         from what a socket has to requests with their data
 //! outbox        replies, many in one message
 //! connection    one client, one thread, one lane
-//! server        the socket, and the threads
+//! door          the socket, and the threads
+//! server        what the connections to a volume share
 //! ```
 //!
 //! Sections are named as in the protocol's document, `doc/proto.md` of the
@@ -23,6 +24,7 @@
 mod clerk;
 mod connection;
 mod contexts;
+mod door;
 pub mod handshake;
 pub mod inbox;
 mod memory;
@@ -34,5 +36,6 @@ mod socket;
 pub mod wire;
 
 pub use contexts::{Context, Contexts, HowMany, NoContexts, Since, Stretch, stretches};
+pub use door::{Door, Host};
 pub use memory::{Allowance, Pool};
 pub use server::{NbdOptions, NbdServer};

@@ -3,7 +3,7 @@
 
 use crate::capture::inline::{Durability, Errno, REQUEST_MAX, Room};
 use crate::capture::nbd::contexts::HowMany;
-use crate::capture::nbd::handshake::{Export, Replies, Session, Trim, Violation};
+use crate::capture::nbd::handshake::{Access, Export, Replies, Session, Trim, Violation};
 use crate::capture::nbd::wire::{self, command, flag};
 use crate::units::{ByteLen, ByteOffset, Extent};
 
@@ -94,10 +94,18 @@ impl Task {
     ///
     /// # Errors
     /// The number to answer with: `EINVAL` for what makes no sense or was not offered,
-    /// `ENOSPC` for a change past the end ("Error values").
+    /// `ENOSPC` for a change past the end, `EPERM` for any change of what can only be read
+    /// ("Error values").
     pub fn of(header: &Header, session: &Session, export: &Export) -> Result<Self, Errno> {
         const INVALID: Errno = Errno(libc::EINVAL);
         let structured = session.replies == Replies::Structured;
+        let changes = matches!(
+            header.command,
+            command::WRITE | command::WRITE_ZEROES | command::TRIM
+        );
+        if changes && export.access == Access::ReadOnly {
+            return Err(Errno(libc::EPERM));
+        }
         let (known, past_end) = match header.command {
             command::READ if structured => (flag::DF, INVALID),
             command::WRITE => (0, Errno(libc::ENOSPC)),

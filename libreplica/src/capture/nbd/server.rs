@@ -1,30 +1,20 @@
-//! The server: a thread that lets clients in, and one for each of them. A client that breaks
-//! the protocol, or takes too long to say what it wants, loses its connection; nobody else
-//! notices.
+//! A volume behind an NBD socket: what every client's connection shares, and how a client
+//! that was let in is served.
 
-use std::io::{Read, Write};
-use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::capture::inline::Entrance;
 use crate::capture::nbd::clerk::Clerk;
 use crate::capture::nbd::connection::{Common, Connection, depth};
 use crate::capture::nbd::contexts::Contexts;
-use crate::capture::nbd::handshake::{Export, Negotiation, OPTION_MAX, Progress, Session, Trim};
+use crate::capture::nbd::door::{Door, Host};
+use crate::capture::nbd::handshake::{Access, Export, Session, Trim};
 use crate::capture::nbd::memory::Allowance;
-use crate::capture::nbd::socket::Socket;
 use crate::error::{IoContext, Result};
 use crate::units::ByteLen;
-
-/// How long clients may take for their replies when the server stops.
-const GRACE: Duration = Duration::from_secs(2);
-/// How often it is looked whether they have.
-const LOOK: Duration = Duration::from_millis(5);
 
 /// Where and how to serve.
 #[derive(Clone, Debug)]
@@ -57,31 +47,11 @@ impl NbdOptions {
 /// A volume that is served over NBD. Stop it before the volume's
 /// [`Service`](crate::capture::inline::Service).
 #[derive(Debug)]
-pub struct NbdServer {
-    socket: Arc<Socket>,
-    shared: Arc<Shared>,
-    door: Option<JoinHandle<()>>,
-}
+pub struct NbdServer(Door);
 
-struct Client {
-    stream: UnixStream,
-    thread: JoinHandle<()>,
-}
-
-struct Shared {
+struct Served {
     entrance: Entrance,
     common: Common,
-    options: NbdOptions,
-    stopping: AtomicBool,
-    clients: Mutex<Vec<Client>>,
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared")
-            .field("options", &self.options)
-            .finish_non_exhaustive()
-    }
 }
 
 impl NbdServer {
@@ -105,6 +75,7 @@ impl NbdServer {
             name: options.export.clone(),
             size: geometry.size,
             sector: geometry.sector,
+            access: Access::ReadWrite,
             trim,
         };
         let common = Common {
@@ -112,200 +83,38 @@ impl NbdServer {
             clerk: Clerk::start(contexts).at("start a thread", &options.socket)?,
             allowance: Arc::new(Allowance::new(options.memory.get())),
         };
-        let socket = Arc::new(Socket::bind(&options.socket)?);
-        let shared = Arc::new(Shared {
-            entrance,
-            common,
-            options,
-            stopping: AtomicBool::new(false),
-            clients: Mutex::new(Vec::new()),
-        });
-        let door = std::thread::Builder::new().name("nbd-door".into());
-        let (at_door, for_all) = (Arc::clone(&socket), Arc::clone(&shared));
-        let door = door.spawn(move || let_in(&at_door, &for_all));
-        let door = door.at("start a thread", &shared.options.socket)?;
-        Ok(Self {
-            socket,
-            shared,
-            door: Some(door),
-        })
+        let served = Arc::new(Served { entrance, common });
+        Door::open(options, served).map(Self)
     }
 
     /// What clients are told to use: `nbd+unix:///?socket=PATH`.
     pub fn uri(&self) -> String {
-        self.socket.uri()
+        self.0.uri()
     }
 
     /// How many clients are connected.
     pub fn clients(&self) -> usize {
-        let clients = self.shared.clients();
-        let there = |client: &&Client| !client.thread.is_finished();
-        clients.iter().filter(there).count()
+        self.0.clients()
     }
 
     /// Lets nobody in any more and ends the connections: what was received is done, and
     /// answered if the clients take their replies soon. Waits until every change has ended.
-    pub fn stop(mut self) {
-        self.end();
-    }
-
-    fn end(&mut self) {
-        self.shared.stopping.store(true, Ordering::Release);
-        self.socket.close();
-        if let Some(door) = self.door.take() {
-            let _ = door.join();
-        }
-        let clients = std::mem::take(&mut *self.shared.clients());
-        shut(&clients, Shutdown::Read);
-        let until = Instant::now() + GRACE;
-        while Instant::now() < until && !clients.iter().all(|client| client.thread.is_finished()) {
-            std::thread::sleep(LOOK);
-        }
-        shut(&clients, Shutdown::Both);
-        for client in clients {
-            let _ = client.thread.join();
-        }
+    pub fn stop(self) {
+        self.0.close();
     }
 }
 
-impl Drop for NbdServer {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-fn shut(clients: &[Client], how: Shutdown) {
-    for client in clients {
-        let _ = client.stream.shutdown(how);
-    }
-}
-
-impl Shared {
-    fn clients(&self) -> std::sync::MutexGuard<'_, Vec<Client>> {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+impl Host for Served {
+    fn export(&self) -> &Export {
+        &self.common.export
     }
 
-    fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
+    fn names(&self, waits: &dyn Fn() -> bool) -> Vec<String> {
+        self.common.clerk.names(waits)
     }
 
-    /// Starts the thread of a new client.
-    fn welcome(self: &Arc<Self>, stream: UnixStream) -> std::io::Result<()> {
-        let mut clients = self.clients();
-        clients.retain(|client| !client.thread.is_finished());
-        if clients.len() >= self.options.connections {
-            tracing::warn!("an NBD client is sent away: there are {}", clients.len());
-            return Ok(());
-        }
-        let ours = stream.try_clone()?;
-        let shared = Arc::clone(self);
-        let builder = std::thread::Builder::new().name("nbd".into());
-        let thread = builder.spawn(move || {
-            if let Err(error) = shared.serve(&stream) {
-                tracing::warn!("{error}");
-            }
-            // Others have it open still, and the client waits for its end.
-            let _ = stream.shutdown(Shutdown::Both);
-        })?;
-        clients.push(Client {
-            stream: ours,
-            thread,
-        });
-        Ok(())
-    }
-
-    fn serve(&self, stream: &UnixStream) -> Result<()> {
-        let Some((session, first)) = self.greet(stream) else {
-            return Ok(());
-        };
+    fn serve(&self, stream: &UnixStream, session: Session, first: &[u8]) -> Result<()> {
         let lane = self.entrance.lane(depth())?;
-        Connection::new(&self.common, session, stream, &first, lane)?.run()
-    }
-
-    /// Talks with a client until it is to be served: how, and what it has sent already.
-    fn greet(&self, stream: &UnixStream) -> Option<(Session, Vec<u8>)> {
-        let until = Instant::now() + self.options.handshake;
-        let (mut input, mut output) = (Vec::new(), Vec::new());
-        // Without them a client can still be served, if there is time left.
-        let named = Instant::now() + self.options.handshake / 2;
-        let waits = || !self.is_stopping() && Instant::now() < named;
-        let names = || self.common.clerk.names(waits);
-        let mut talk = Negotiation::new(&self.common.export, &names, &mut output);
-        loop {
-            let step = talk.advance(&input, &mut output);
-            say(stream, until, &mut output).ok()?;
-            match step {
-                Ok((taken, progress)) => {
-                    input.drain(..taken);
-                    match progress {
-                        Progress::Answered => {}
-                        Progress::Wants => hear(stream, until, &mut input).ok()?,
-                        Progress::Settled(session) => {
-                            stream.set_read_timeout(None).ok()?;
-                            stream.set_write_timeout(None).ok()?;
-                            return Some((session, input));
-                        }
-                        Progress::Over => return None,
-                    }
-                }
-                Err(violation) => {
-                    tracing::debug!(%violation, "an NBD client is sent away");
-                    return None;
-                }
-            }
-        }
-    }
-}
-
-/// What is left until then; an error when nothing is.
-fn left(until: Instant) -> std::io::Result<Option<Duration>> {
-    let left = until.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Err(std::io::ErrorKind::TimedOut.into());
-    }
-    Ok(Some(left))
-}
-
-/// Sends what is in `output`, and empties it.
-fn say(mut stream: &UnixStream, until: Instant, output: &mut Vec<u8>) -> std::io::Result<()> {
-    let mut sent = 0;
-    while sent < output.len() {
-        stream.set_write_timeout(left(until)?)?;
-        sent += stream.write(&output[sent..])?;
-    }
-    output.clear();
-    Ok(())
-}
-
-/// Adds what comes to `input`, which never has more than an option and a little.
-fn hear(mut stream: &UnixStream, until: Instant, input: &mut Vec<u8>) -> std::io::Result<()> {
-    debug_assert!(
-        input.len() <= OPTION_MAX as usize + 16,
-        "an option is whole"
-    );
-    let mut bytes = [0; 4096];
-    stream.set_read_timeout(left(until)?)?;
-    match stream.read(&mut bytes)? {
-        0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
-        count => {
-            input.extend_from_slice(&bytes[..count]);
-            Ok(())
-        }
-    }
-}
-
-/// Lets clients in until the socket is closed.
-fn let_in(socket: &Socket, shared: &Arc<Shared>) {
-    loop {
-        let came = socket.listener.accept();
-        if shared.is_stopping() {
-            return;
-        }
-        let welcomed = came.and_then(|(stream, _)| shared.welcome(stream));
-        if let Err(error) = welcomed {
-            // Out of descriptors or threads, mostly: others will end.
-            tracing::warn!(%error, "an NBD client cannot be let in");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        Connection::new(&self.common, session, stream, first, lane)?.run()
     }
 }

@@ -29,6 +29,8 @@ pub mod hello {
 pub mod export {
     /// There are flags.
     pub const HAS_FLAGS: u16 = 1;
+    /// Nothing can be changed.
+    pub const READ_ONLY: u16 = 1 << 1;
     /// `FLUSH` is served.
     pub const SEND_FLUSH: u16 = 1 << 2;
     /// A change can be made durable before its reply.

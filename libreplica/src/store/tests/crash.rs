@@ -35,6 +35,7 @@ enum Owned {
     Change(PathBuf, Change),
     SyncFile(PathBuf),
     Rename(PathBuf, PathBuf),
+    Link(PathBuf, PathBuf),
     Remove(PathBuf),
     SyncFolder(PathBuf),
 }
@@ -98,6 +99,7 @@ fn path_of(step: Step<'_>) -> &Path {
         | Step::SetLen(path, _)
         | Step::SyncFile(path)
         | Step::Rename(path, _)
+        | Step::Link(_, path)
         | Step::Remove(path)
         | Step::SyncFolder(path) => path,
     }
@@ -140,6 +142,7 @@ impl Recorder {
             }
             Step::SyncFile(path) => inner(path).map(Owned::SyncFile),
             Step::Rename(from, to) => inner(from).and_then(|f| Ok(Owned::Rename(f, inner(to)?))),
+            Step::Link(from, to) => inner(from).and_then(|f| Ok(Owned::Link(f, inner(to)?))),
             Step::Remove(path) => inner(path).map(Owned::Remove),
             Step::SyncFolder(path) => inner(path).map(Owned::SyncFolder),
         };
@@ -212,6 +215,10 @@ impl Disk {
             }
             Owned::Rename(from, to) => {
                 let node = self.now.remove(from).unwrap();
+                self.now.insert(to.clone(), node);
+            }
+            Owned::Link(from, to) => {
+                let node = self.now[from];
                 self.now.insert(to.clone(), node);
             }
             Owned::Remove(path) => {

@@ -1,6 +1,7 @@
 //! Tests of the store as a whole: what is refused, what a crash leaves, and whether every point
 //! is what it was.
 
+mod branch;
 mod by_hand;
 mod crash;
 mod damage;
@@ -11,7 +12,7 @@ mod model;
 mod moments;
 mod place;
 mod power;
-mod random;
+pub(in crate::store) mod random;
 mod refuse;
 mod tiers;
 

@@ -1,0 +1,21 @@
+//! The other end of a replication: states of a volume opened for use, over NBD, from the store
+//! alone. Read-only, or with a branch that takes what is written (`store/branch/`); the point
+//! stays what it is, and replication goes on meanwhile.
+//!
+//! ```text
+//! opened       a state, to be read, and written to if it has a branch
+//! connection   one client: a thread that receives, some that read and write
+//! status       what an opened state holds where, for block status
+//! export       the socket and what is behind it
+//! exports      what a daemon has open, also after its next start
+//! ```
+
+mod connection;
+mod export;
+mod exports;
+mod opened;
+mod status;
+
+pub use export::PointExport;
+pub use exports::{ExportSpec, ExportStatus, Exports, Written};
+pub use opened::{Opened, Wanted};
