@@ -10,6 +10,7 @@ pub mod error;
 pub mod failover;
 pub mod geometry;
 pub mod key_file;
+pub mod machine;
 pub mod policy;
 pub mod primary;
 pub mod replica;

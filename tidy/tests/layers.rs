@@ -8,7 +8,7 @@ use tidy::{Source, expect_none, lines, sources};
 
 const ROOT: &str = "libreplica/src/";
 
-const RANKS: [(&str, u8); 21] = [
+const RANKS: [(&str, u8); 22] = [
     ("primary", 4),
     ("replica", 4),
     ("capture", 3),
@@ -23,6 +23,7 @@ const RANKS: [(&str, u8); 21] = [
     ("sys", 1),
     ("geometry", 0),
     ("policy", 0),
+    ("machine", 0),
     ("error", 0),
     ("time", 0),
     ("key_file", 0),
