@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod bitmap;
+pub mod boot;
 pub mod capture;
 pub mod device;
 pub mod digest;

@@ -8,7 +8,7 @@ use tidy::{Source, expect_none, lines, sources};
 
 const ROOT: &str = "libreplica/src/";
 
-const RANKS: [(&str, u8); 22] = [
+const RANKS: [(&str, u8); 23] = [
     ("primary", 4),
     ("replica", 4),
     ("capture", 3),
@@ -17,6 +17,7 @@ const RANKS: [(&str, u8); 22] = [
     ("store", 3),
     ("protocol", 3),
     ("failover", 3),
+    ("boot", 3),
     ("device", 2),
     ("bitmap", 2),
     ("digest", 2),

@@ -6,6 +6,7 @@ pub mod backing;
 pub mod blkdev;
 pub mod bpf;
 pub mod btrfs;
+pub mod child;
 pub mod dm;
 pub mod fds;
 pub mod fiemap;
