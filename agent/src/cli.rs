@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use hrl_format::record::Consistency;
 use libreplica::primary::Capture;
 
+use crate::commands::drill::DrillArgs;
+use crate::commands::machine::MachineCommand;
 use crate::log_command::LogCommand;
 use crate::quantity::{BlockSizeArg, DurationArg};
 use crate::text;
@@ -74,6 +76,11 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Find by checksums what differs, and ship it
     Resync(ResyncArgs),
+    /// Boot a recovery point to see whether it lives; exit 1 if not
+    Drill(DrillArgs),
+    /// Look after the definition of the machine that a volume belongs to
+    #[command(subcommand)]
+    Machine(MachineCommand),
     /// Look after a store
     #[command(subcommand)]
     Store(StoreCommand),

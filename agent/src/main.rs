@@ -57,6 +57,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Close(args) => commands::open::close(&daemon, args),
         Command::Verify(args) => commands::volume::verify(&daemon, args),
         Command::Resync(args) => commands::volume::resync(&daemon, &args),
+        Command::Drill(args) => commands::drill::run(&daemon, &args),
+        Command::Machine(command) => commands::machine::run(&daemon, &command),
         Command::Store(StoreCommand::Check(args)) => commands::store_check::run(&args),
         Command::Log(command) => log_command::run(command),
         Command::Completions { shell } => {

@@ -1,5 +1,7 @@
 //! The operator's commands: each asks the daemon, or reads a store by itself.
 
+pub mod drill;
+pub mod machine;
 pub mod open;
 pub mod open_store;
 pub mod point;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hrl_format::VolumeKey;
+use hrl_format::id::VolumeId;
 use libreplica::key_file::read_key_file;
 use libreplica::store::{Store, VolumeReader};
 use libreplica::{Error, ErrorKind};
@@ -68,6 +69,64 @@ pub fn locate(
     let key = read_key(key_file.or(at.key_file.as_deref()))?;
     let reader = Store::open(&at.store)?.volume(id, key)?;
     Ok(Located { reader })
+}
+
+/// A volume that was found in its store.
+pub struct Found {
+    /// The store.
+    pub store: Store,
+    /// The volume.
+    pub id: VolumeId,
+    /// Where the daemon has its key from.
+    key_file: Option<PathBuf>,
+}
+
+impl Found {
+    /// The volume key, from `path` or where the daemon has it from.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is no key.
+    pub fn key(&self, path: Option<&Path>) -> Result<Option<VolumeKey>, Failure> {
+        read_key(path.or(self.key_file.as_deref()))
+    }
+
+    /// The volume, for reading.
+    ///
+    /// # Errors
+    /// When the key is another, or the catalogue cannot be read.
+    pub fn reader(&self, key: Option<VolumeKey>) -> Result<VolumeReader, Failure> {
+        Ok(self.store.volume(self.id, key)?)
+    }
+}
+
+/// Finds a volume: in `store` without a daemon, else where the daemon says.
+///
+/// # Errors
+/// When there is no such store, volume or daemon.
+pub fn find_volume(
+    daemon: &DaemonArgs,
+    volume: &str,
+    store: Option<&str>,
+) -> Result<Found, Failure> {
+    if let Some(store) = store {
+        let store = Store::open(&store_path(store)?)?;
+        let id = store.find(volume)?;
+        let key_file = None;
+        return Ok(Found {
+            store,
+            id,
+            key_file,
+        });
+    }
+    let at = location(daemon, volume)?;
+    let id = at.id.parse().map_err(|source| {
+        Error::new(ErrorKind::Invalid, "read the daemon's answer").source(source)
+    })?;
+    Ok(Found {
+        store: Store::open(&at.store)?,
+        id,
+        key_file: at.key_file,
+    })
 }
 
 fn location(daemon: &DaemonArgs, volume: &str) -> Result<Location, Failure> {

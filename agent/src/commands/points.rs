@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use hrl_format::id::VolumeId;
+use libreplica::machine::Proof;
 use libreplica::primary::PointSummary;
 use libreplica::store::{Store, VolumeReader, Window};
 use libreplica::time::rfc3339;
@@ -20,8 +21,16 @@ use crate::output;
 /// What can be restored of a volume.
 #[derive(Serialize)]
 struct Listing {
-    points: Vec<PointSummary>,
+    points: Vec<PointLine>,
     windows: Vec<WindowSummary>,
+}
+
+/// A point, and what the last drill has shown of it.
+#[derive(Serialize)]
+struct PointLine {
+    #[serde(flatten)]
+    point: PointSummary,
+    proven: Option<Proof>,
 }
 
 /// A stretch of time of which every moment can be restored.
@@ -119,10 +128,20 @@ fn unreadable(id: VolumeId, source: &Error) -> Error {
 }
 
 fn listing(reader: &VolumeReader) -> Result<Listing, Error> {
-    let mut points: Vec<_> = reader.points()?.iter().map(PointSummary::from).collect();
-    if reader.catalogue()?.key.is_some() && !reader.has_key() {
-        // Whether a point has a root is as secret as the root.
-        points.iter_mut().for_each(|point| point.proof = None);
+    let hidden = reader.catalogue()?.key.is_some() && !reader.has_key();
+    let mut points = Vec::new();
+    for point in reader.points()? {
+        // A proof that cannot be read proves nothing; the points are listed all the same.
+        let proven = reader.proof(point.id).unwrap_or_else(|error| {
+            eprintln!("replica: {error}");
+            None
+        });
+        let mut point = PointSummary::from(&point);
+        if hidden {
+            // Whether a point has a root is as secret as the root.
+            point.proof = None;
+        }
+        points.push(PointLine { point, proven });
     }
     Ok(Listing {
         points,
@@ -136,15 +155,18 @@ fn print(listing: &Listing) -> std::io::Result<()> {
     if listing.points.is_empty() {
         return writeln!(out, "  no recovery point yet");
     }
-    for point in &listing.points {
+    for PointLine { point, proven } in &listing.points {
         writeln!(
             out,
-            "  {}  {:<30}  {:<11}  epoch {:<6} {:>10}  {}",
+            "  {}  {:<30}  {:<11}  epoch {:<6} {:>10}  {:<12}  {}",
             point.id,
             point.time,
             point.consistency,
             point.epoch,
             output::bytes(point.bytes),
+            proven
+                .as_ref()
+                .map_or_else(|| "not drilled".to_owned(), told),
             point.label
         )?;
     }
@@ -161,4 +183,9 @@ fn print(listing: &Listing) -> std::io::Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// What a drill has shown, in a word and a number.
+fn told(proof: &Proof) -> String {
+    format!("{} {:.0} s", proof.verdict.as_str(), proof.seconds)
 }

@@ -267,10 +267,14 @@ fn find_qemu() -> Result<PathBuf> {
 
 /// A folder for sockets and the like, of this process alone.
 #[derive(Debug)]
-struct WorkFolder(PathBuf);
+pub struct WorkFolder(PathBuf);
 
 impl WorkFolder {
-    fn new() -> Result<Self> {
+    /// A new one, which goes with the value.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn new() -> Result<Self> {
         let mut bytes = [0; 8];
         getrandom::fill(&mut bytes)
             .map_err(|e| Error::new(ErrorKind::Io, START).detail(e.to_string()))?;
@@ -281,6 +285,11 @@ impl WorkFolder {
             .create(&path)
             .at(START, &path)?;
         Ok(Self(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 
     fn control(&self) -> PathBuf {

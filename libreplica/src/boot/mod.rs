@@ -20,5 +20,5 @@ mod life;
 mod qmp;
 
 pub use console::{Console, KEPT_HEAD, KEPT_TAIL};
-pub use guest::{BootSpec, Guest};
+pub use guest::{BootSpec, Guest, WorkFolder};
 pub use life::Observed;

@@ -8,14 +8,17 @@
 //! status       what an opened state holds where, for block status
 //! export       the socket and what is behind it
 //! exports      what a daemon has open, also after its next start
+//! drill        a point booted to see whether it lives
 //! ```
 
 mod connection;
+mod drill;
 mod export;
 mod exports;
 mod opened;
 mod status;
 
+pub use drill::{DrillSpec, Drilled, drill};
 pub use export::PointExport;
 pub use exports::{ExportSpec, ExportStatus, Exports, Written};
 pub use opened::{Opened, Wanted};

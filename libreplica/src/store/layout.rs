@@ -113,6 +113,29 @@ impl VolumeFolder {
         self.leases().join(format!("view-{view}"))
     }
 
+    /// The definition of the machine that the volume belongs to.
+    pub(super) fn machine(&self) -> PathBuf {
+        self.path.join("machine.toml")
+    }
+
+    /// Held while that, or a proof, is replaced.
+    pub(super) fn machine_lock(&self) -> PathBuf {
+        self.path.join("machine.lock")
+    }
+
+    /// What drills have shown.
+    pub(super) fn proofs(&self) -> PathBuf {
+        self.path.join("proofs")
+    }
+
+    pub(super) fn proof(&self, point: PointId) -> PathBuf {
+        self.proofs().join(format!("{point}.json"))
+    }
+
+    pub(super) fn proof_console(&self, point: PointId) -> PathBuf {
+        self.proofs().join(format!("{point}.console"))
+    }
+
     /// What was written to opened points.
     pub(super) fn branches(&self) -> PathBuf {
         self.path.join("branches")

@@ -30,6 +30,7 @@ mod layers;
 mod layout;
 mod lease;
 mod lock;
+mod machine;
 mod merge;
 mod moment;
 mod output;

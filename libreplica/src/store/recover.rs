@@ -6,6 +6,7 @@
 use super::catalogue::Catalogue;
 use super::durable;
 use super::lease;
+use super::machine;
 use super::writer::VolumeWriter;
 use crate::error::Result;
 
@@ -30,6 +31,7 @@ pub(super) fn clean(writer: &mut VolumeWriter) -> Result<()> {
     }
     remove_strange_logs(writer)?;
     renew_leases(writer)?;
+    machine::remove_proofs(&folder, |id| writer.catalogue.point(id).is_some())?;
     writer.delete_retired()
 }
 

@@ -14,6 +14,7 @@ use super::catalogue::{Catalogue, MomentsKept, Point};
 use super::durable;
 use super::held::durable_leases;
 use super::lease::{self, Withdrawn};
+use super::machine;
 use super::writer::VolumeWriter;
 use crate::error::{Error, ErrorKind, Result};
 use crate::policy::{Candidate, Retention};
@@ -140,6 +141,7 @@ impl VolumeWriter {
         for id in points {
             durable::remove(&self.folder.point_lease(*id))?;
         }
+        machine::remove_proofs(&self.folder, |id| self.catalogue.point(id).is_some())?;
         Ok(())
     }
 

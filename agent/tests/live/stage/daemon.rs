@@ -251,6 +251,17 @@ impl Daemon {
         answer(&mut command, args)
     }
 
+    /// A command of `replica` against this daemon, for who has more to do with it.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(BINARY);
+        command
+            .args(args)
+            .env("REPLICA_STATE_DIR", &self.state)
+            .env("REPLICA_SOCKET", &self.socket)
+            .stdin(Stdio::null());
+        command
+    }
+
     /// Asks for the protection of `volume`, whatever comes of it.
     #[track_caller]
     pub fn try_protect(&mut self, volume: &Volume<'_>) -> Reply {

@@ -28,6 +28,8 @@ pub enum BranchPurpose {
     Open,
     /// A test failover.
     Test,
+    /// A drill: nobody goes on with it.
+    Drill,
     /// A failover.
     Failover,
 }
@@ -37,14 +39,15 @@ impl fmt::Display for BranchPurpose {
         f.write_str(match self {
             Self::Open => "open",
             Self::Test => "test",
+            Self::Drill => "drill",
             Self::Failover => "failover",
         })
     }
 }
 
-/// The text was none of `open`, `test`, `failover`.
+/// The text was none of `open`, `test`, `drill`, `failover`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no purpose of a branch: open, test or failover expected")]
+#[error("`{0}` is no purpose of a branch: open, test, drill or failover expected")]
 pub struct ParsePurposeError(String);
 
 impl FromStr for BranchPurpose {
@@ -54,6 +57,7 @@ impl FromStr for BranchPurpose {
         match text {
             "open" => Ok(Self::Open),
             "test" => Ok(Self::Test),
+            "drill" => Ok(Self::Drill),
             "failover" => Ok(Self::Failover),
             other => Err(ParsePurposeError(other.to_owned())),
         }
