@@ -307,3 +307,7 @@ fn a_mounted_device_is_refused() {
     );
     drop(mount);
 }
+
+// Opened points are read and written by the same programs.
+#[path = "open.rs"]
+mod open;
