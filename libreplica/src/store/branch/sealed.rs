@@ -71,6 +71,8 @@ impl Place for SealedPlace {
 pub(super) struct Sealed {
     logs: Vec<Arc<SealedLog>>,
     map: ExtentMap<SealedPlace>,
+    /// Whether only a part of the last log counts: then the volume's size at its end says nothing.
+    is_cut: bool,
     files: Arc<OpenFiles>,
 }
 
@@ -80,7 +82,12 @@ impl Sealed {
         let file = LogFile::new(path.to_owned(), &self.files);
         let log = Log::open(file, key).map_err(|e| Error::log(OPEN, e).path(path))?;
         if let Some(before) = self.logs.last() {
-            let follows = before.log.check_followed_by(log.header());
+            let follows = match self.is_cut {
+                false => before.log.check_followed_by(log.header()),
+                true => before
+                    .header()
+                    .check_followed_by(before.seal().digest, log.header()),
+            };
             follows.map_err(|e| damaged(OPEN, path, e.to_string()))?;
         }
         let path = path.to_owned();
@@ -108,6 +115,7 @@ impl Sealed {
                 }
             }
         }
+        self.is_cut = until.is_some();
         self.logs.push(Arc::new(log));
         Ok(())
     }
