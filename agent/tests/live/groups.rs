@@ -2,10 +2,6 @@
 //! The others go on shipping, say why there is no point, and have common points again as
 //! soon as there can be one. And each keeps its own points by its own policy.
 
-/// The disks of one machine, booted.
-#[path = "drills.rs"]
-mod drills;
-
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;

@@ -309,5 +309,3 @@ fn a_mounted_device_is_refused() {
 }
 
 // Opened points are read and written by the same programs.
-#[path = "open.rs"]
-mod open;

@@ -77,6 +77,11 @@ impl Filesystem {
         })
     }
 
+    /// Whether it is mounted so that nothing of it can change.
+    pub fn is_read_only(&self) -> bool {
+        self.options.split(',').any(|option| option == "ro")
+    }
+
     /// The superblock's number; of a block device, or anonymous (btrfs).
     pub const fn superblock(&self) -> DevNo {
         self.superblock

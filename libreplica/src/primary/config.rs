@@ -5,9 +5,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hrl_format::id::VolumeId;
-use hrl_format::units::{BlockSize, ByteLen, ByteOffset, Extent};
+use hrl_format::VolumeKey;
+use hrl_format::id::{Generation, VolumeId};
+use hrl_format::units::{BlockSize, ByteLen, ByteOffset, Extent, GenerationNumber};
 use serde::{Deserialize, Serialize};
+
+use crate::error::{ErrorKind, Result};
+use crate::store::{Store, VolumeWriter};
 
 /// A byte range that the operator leaves out of the copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +92,43 @@ pub enum Shipping {
     Paused,
 }
 
+/// Whether a device may be written to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rest {
+    /// It may.
+    #[default]
+    InUse,
+    /// It was made read-only, or is not served.
+    AtRest,
+}
+
+/// A generation, as it stands in the settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnGeneration {
+    number: u64,
+    #[serde(with = "id_text")]
+    id: hrl_format::id::GenerationId,
+}
+
+impl From<Generation> for OwnGeneration {
+    fn from(generation: Generation) -> Self {
+        Self {
+            number: generation.number.get(),
+            id: generation.id,
+        }
+    }
+}
+
+impl From<OwnGeneration> for Generation {
+    fn from(own: OwnGeneration) -> Self {
+        Self {
+            number: GenerationNumber::new(own.number),
+            id: own.id,
+        }
+    }
+}
+
 /// One protected volume's settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeConfig {
@@ -130,6 +171,13 @@ pub struct VolumeConfig {
     /// Whether changes are shipped.
     #[serde(default)]
     pub shipping: Shipping,
+    /// Which generation this is the primary of. What an older version protected has nothing
+    /// here until it is first brought up.
+    #[serde(default)]
+    pub generation: Option<OwnGeneration>,
+    /// Whether the device was made to rest for another side that is to take over.
+    #[serde(default)]
+    pub rest: Rest,
     /// How often these settings have changed: so that an older copy of them, put back by
     /// somebody, is told from what the kernel's tracking goes by.
     #[serde(default)]
@@ -140,6 +188,33 @@ impl VolumeConfig {
     /// The block size; 1 MiB if the file was edited into nonsense.
     pub fn block(&self) -> BlockSize {
         BlockSize::new(self.block_bytes).unwrap_or(BlockSize::MAX)
+    }
+
+    /// Opens the image for writing, as the primary of this volume's generation.
+    ///
+    /// # Errors
+    /// Those of [`Store::volume_writer_of`].
+    pub fn writer(&self, store: &Store, key: Option<VolumeKey>) -> Result<VolumeWriter> {
+        match self.generation {
+            Some(own) => store.volume_writer_of(self.id, key, own.into()),
+            None => store.volume_writer(self.id, key),
+        }
+    }
+
+    /// Whether the volume was promoted elsewhere, as far as the store can be asked.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Fenced`] if it was.
+    pub fn refuse_fenced(&self) -> Result<()> {
+        let Some(own) = self.generation else {
+            return Ok(());
+        };
+        let checked =
+            Store::open(&self.store).and_then(|store| store.check_generation(self.id, own.into()));
+        match checked {
+            Err(error) if error.kind() == ErrorKind::Fenced => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// The excluded ranges as extents.
@@ -166,14 +241,20 @@ impl VolumeConfig {
 
 /// Ids as text in JSON.
 pub(crate) mod id_text {
-    use hrl_format::id::VolumeId;
+    use std::fmt::Display;
+    use std::str::FromStr;
+
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub fn serialize<S: Serializer>(id: &VolumeId, serializer: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<T: Display, S: Serializer>(id: &T, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(id)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<VolumeId, D::Error> {
+    pub fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
         String::deserialize(deserializer)?
             .parse()
             .map_err(D::Error::custom)

@@ -262,6 +262,29 @@ impl Inline {
         ended
     }
 
+    /// Takes away what users reach the device by. Capture goes on, with nothing to capture.
+    ///
+    /// # Errors
+    /// What the kernel says of a device that cannot be removed.
+    pub fn close_front(&self) -> Result<()> {
+        match locked(&self.front).take() {
+            Some(Front::Nbd(server)) => {
+                server.stop();
+                Ok(())
+            }
+            Some(Front::Ublk(device)) => device.stop(How::Remove),
+            None => Ok(()),
+        }
+    }
+
+    /// How many users are connected, where that is known.
+    pub fn clients(&self) -> usize {
+        match &*locked(&self.front) {
+            Some(Front::Nbd(server)) => server.clients(),
+            Some(Front::Ublk(_)) | None => 0,
+        }
+    }
+
     /// Nothing is shipped any more: forgets what is spooled.
     pub fn close(&self) {
         self.spooler.stop();

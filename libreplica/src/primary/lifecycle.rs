@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, ErrorKind, Result};
 use crate::primary::config::{Phase, Shipping, VolumeConfig};
 use crate::primary::environment::Environment;
+use crate::primary::handover::{self, Attention};
 use crate::primary::member::Member;
 use crate::primary::pace::{Cause, Pace};
 use crate::primary::point::{Missed, Part};
@@ -37,6 +38,8 @@ struct Keeping {
     /// How many had been made when expired ones were last dropped.
     points: u64,
     folding: Folding,
+    /// What another side has asked for.
+    asked: handover::Asked,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -110,6 +113,11 @@ fn step(
     environment: &Environment,
     keeping: &mut Keeping,
 ) -> Result<Duration> {
+    let attention = handover::attend(volume, environment, &mut keeping.asked);
+    match attention.inspect_err(|error| note_asked(volume, error))? {
+        Attention::KeepStill => return Ok(LOOK_AGAIN),
+        Attention::GoOn => {}
+    }
     with_member(volume, |member| take_up(volume, environment, member))?;
     let config = volume.config();
     if config.phase != Phase::Replicating {
@@ -133,6 +141,11 @@ fn step(
         !volume.is_stopping() && !left().is_zero()
     });
     Ok(left().min(LOOK_AGAIN))
+}
+
+fn note_asked(volume: &Volume, error: &Error) {
+    volume.publish_error(error);
+    volume.show_degraded(error);
 }
 
 /// Does something with the member held, and notes what fails before it is let go.

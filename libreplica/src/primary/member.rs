@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
 use crate::primary::config::{Capture, Phase, Shipping, VolumeConfig};
 use crate::primary::environment::Environment;
+use crate::primary::handover;
 use crate::primary::inline::{self, Ending, Inline, Past};
 use crate::primary::lifecycle;
 use crate::primary::source;
@@ -118,6 +119,8 @@ impl Member {
             return Ok(());
         }
         let note = |cause: &str| lifecycle::needs_resync(volume, environment, cause).map(drop);
+        // An old primary's device is behind: nobody shall go on with it unawares.
+        config.refuse_fenced()?;
         let device = source::open(&config)?;
         let (inline, past) = Inline::begin(&config, &device, environment, note)?;
         self.geometry = inline.service().geometry();
@@ -201,7 +204,14 @@ impl Member {
 
     fn bring_up_sink(&mut self, volume: &Volume, environment: &Environment) -> Result<()> {
         let note = |cause: &str| lifecycle::needs_resync(volume, environment, cause).map(drop);
-        let sink = Sink::bring_up(&volume.config(), self.geometry, environment, note)?;
+        let config = volume.config();
+        let sink = Sink::bring_up(&config, self.geometry, environment, note)?;
+        if config.generation.is_none() {
+            let own = sink.writer.catalogue().generation.generation();
+            lifecycle::change_config(volume, environment, |config| {
+                config.generation = Some(own.into());
+            })?;
+        }
         self.look_at_commit(sink.writer.catalogue().last_epoch());
         (self.brings, self.committing) = (None, None);
         if let (Some(inline), Some(newest)) = (&self.inline, sink.newest_time()) {
@@ -296,6 +306,20 @@ impl Member {
         }
     }
 
+    /// Nobody is served any more, until the volume is taken up again.
+    ///
+    /// # Errors
+    /// What the kernel says of a device that cannot be removed.
+    pub fn stop_serving(&mut self, volume: &Volume) -> Result<()> {
+        volume.set_inline(None);
+        let Some(inline) = self.inline.take() else {
+            return Ok(());
+        };
+        let ended = inline.end(Ending::Volume);
+        inline.close();
+        ended
+    }
+
     /// What is in the stream and not in the store is known by its blocks only.
     pub fn break_off(&mut self, cause: &str) {
         self.stream = None;
@@ -360,6 +384,7 @@ impl Member {
         if let Some(inline) = &self.inline {
             inline.is_free()?;
         }
+        handover::unprotected(&volume.config())?;
         self.sink = None;
         self.stream = None;
         let source = self.source.take();

@@ -16,6 +16,7 @@
 //! stream      how the stream of their changes gets into the store
 //! spooler     where it waits when the store is behind
 //! verify      compares source and image
+//! handover    another side is to take the volume over
 //! ```
 
 mod config;
@@ -26,6 +27,7 @@ mod environment;
 mod exclusions;
 mod fingerprint;
 mod group;
+mod handover;
 pub mod hooks;
 mod inline;
 mod instant;
@@ -53,7 +55,7 @@ mod verify;
 mod volume;
 pub mod watchdog;
 
-pub use config::{Capture, ExcludedRange, Phase, Shipping, VolumeConfig};
+pub use config::{Capture, ExcludedRange, OwnGeneration, Phase, Rest, Shipping, VolumeConfig};
 pub use engine::{Primary, Protected};
 pub use spec::{Exclusion, PointOptions, PrimaryOptions, ProtectSpec, Siblings};
 pub use state_dir::StateDir;

@@ -4,15 +4,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use hrl_format::VolumeKey;
+use hrl_format::id::{Generation, VolumeId};
 use hrl_format::units::Extent;
-use hrl_format::{VolumeKey, id::VolumeId};
 
 use crate::device::{BlockDevice, DevNo, Layers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
 use crate::key_file::read_key_file;
 use crate::policy::Retention;
-use crate::primary::config::{Phase, Shipping, VolumeConfig};
+use crate::primary::config::{Phase, Rest, Shipping, VolumeConfig};
 use crate::primary::environment::Environment;
 use crate::primary::exclusions::Exclusions;
 use crate::primary::fingerprint;
@@ -21,6 +22,7 @@ use crate::primary::member::{Member, Sink, Source, block_size};
 use crate::primary::source::open_reader;
 use crate::primary::spec::{Exclusion, ProtectSpec, Siblings};
 use crate::store::{Store, VolumeSpec};
+use crate::time::rfc3339;
 
 const PROTECT: &str = "protect the device";
 
@@ -71,6 +73,8 @@ pub fn protect(
         capture: spec.capture,
         phase: place.phase,
         shipping: Shipping::On,
+        generation: Some(place.generation.into()),
+        rest: Rest::InUse,
         revision: 0,
     };
     let (source, inline) = attach(&config, device, environment)?;
@@ -149,6 +153,7 @@ fn undo(environment: &Environment, id: VolumeId, source: Source, new: Option<&St
 struct Place {
     id: VolumeId,
     phase: Phase,
+    generation: Generation,
     /// What to make there; none: the image is there.
     new: Option<VolumeSpec>,
 }
@@ -164,7 +169,7 @@ fn make_image(
     if let Some(spec) = new {
         store.create_volume(spec)?;
     }
-    let writer = store.volume_writer(config.id, key.cloned())?;
+    let writer = config.writer(store, key.cloned())?;
     environment.state.save(config)?;
     Sink::new(config, geometry, writer, key, environment)
 }
@@ -370,10 +375,11 @@ fn place(
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
         Ok(id) if spec.siblings == Siblings::LeaveOut => {
-            let phase = seeded(store, id, geometry, key, device)?;
+            let (phase, generation) = seeded(store, id, geometry, key, device)?;
             return Ok(Place {
                 id,
                 phase,
+                generation,
                 new: None,
             });
         }
@@ -392,6 +398,7 @@ fn place(
     Ok(Place {
         id: volume.id,
         phase: Phase::Baseline,
+        generation: volume.generation,
         new: Some(volume),
     })
 }
@@ -402,9 +409,22 @@ fn seeded(
     geometry: Geometry,
     key: Option<&VolumeKey>,
     device: &BlockDevice,
-) -> Result<Phase> {
+) -> Result<(Phase, Generation)> {
     let writer = store.volume_writer(id, key.cloned())?;
     let catalogue = writer.catalogue();
+    let generation = catalogue.generation.generation();
+    if let Some(promotion) = catalogue.recovery.promotion() {
+        // What is written there is the newest copy: nothing older may be shipped over it.
+        return Err(Error::new(ErrorKind::Fenced, PROTECT)
+            .path(store.path())
+            .volume(id)
+            .detail(format!(
+                "its image is in use in place of the source, by `{}` since {}",
+                promotion.host,
+                rfc3339(promotion.time)
+            ))
+            .advice("`replica failback` brings the device up to date and takes over"));
+    }
     if catalogue.size != geometry.size || catalogue.block != geometry.block {
         return Err(Error::new(ErrorKind::Resized, PROTECT)
             .path(store.path())
@@ -419,7 +439,7 @@ fn seeded(
             .advice("give the device another --name, or the same --block-size"));
     }
     if catalogue.base.is_none() {
-        return Ok(Phase::Baseline);
+        return Ok((Phase::Baseline, generation));
     }
     let mut reader = open_reader(device)?;
     let likeness = fingerprint::compare(&mut reader, &geometry, &mut writer.read_tip()?)?;
@@ -434,7 +454,8 @@ fn seeded(
             ))
             .advice("give the device another --name"));
     }
-    Ok(Phase::Resync {
+    let phase = Phase::Resync {
         cause: "the image was there before: seeding".to_owned(),
-    })
+    };
+    Ok((phase, generation))
 }

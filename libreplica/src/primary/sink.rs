@@ -51,7 +51,7 @@ impl Sink {
         let key = config.key_file.as_deref().map(read_key_file).transpose()?;
         environment.refuse_served("the store", &config.store)?;
         let store = Store::open(&config.store)?;
-        let writer = store.volume_writer(config.id, key.clone())?;
+        let writer = config.writer(&store, key.clone())?;
         let mut sink = Self::new(config, geometry, writer, key.as_ref(), environment)?;
         if sink.has_image() {
             if let Some(cause) = sink.is_not_as_it_was_left() {

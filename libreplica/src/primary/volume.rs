@@ -155,7 +155,10 @@ impl Volume {
         self.pace(Pace::breaks);
         self.publish(|status| {
             if status.state != VolumeState::Paused {
-                status.state = VolumeState::Degraded;
+                status.state = match cause.kind() {
+                    ErrorKind::Fenced => VolumeState::FailedOver,
+                    _ => VolumeState::Degraded,
+                };
                 status.state_cause = Some(cause.to_string());
             }
         });
@@ -313,6 +316,8 @@ pub(crate) mod tests {
             capture: crate::primary::config::Capture::Ebpf,
             phase: Phase::Replicating,
             shipping: Shipping::On,
+            generation: None,
+            rest: crate::primary::config::Rest::InUse,
             revision: 0,
         };
         let (member, status) = (Member::new(&config), VolumeStatus::unknown(config.id));

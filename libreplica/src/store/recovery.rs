@@ -10,10 +10,10 @@
 use std::fmt;
 
 use hrl_format::id::{GenerationId, PointId};
-use hrl_format::units::{ByteLen, Epoch, GenerationNumber, Timestamp};
+use hrl_format::units::{ByteLen, Epoch, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::catalogue::{Catalogue, CatalogueGeneration, LogEntry, Point};
+use super::catalogue::{Catalogue, LogEntry, Point};
 use super::json::{maybe_text, number, text};
 use super::moment::Moment;
 use super::reader::{PointSelector, VolumeReader};
@@ -179,7 +179,7 @@ impl VolumeWriter {
             replaced: self.catalogue.generation.id,
         };
         let mut next = self.catalogue.clone();
-        next.generation = self.next_generation()?;
+        next.generation = self.catalogue.next_generation()?;
         next.recovery = Recovery::FailedOver(promotion.clone());
         self.save(next)
             .map_err(|e| lease::explain_full(&self.folder, e))?;
@@ -191,17 +191,6 @@ impl VolumeWriter {
             folder: self.folder.clone(),
             key: self.key.clone(),
         }
-    }
-
-    fn next_generation(&self) -> Result<CatalogueGeneration> {
-        let current = self.catalogue.generation;
-        let id =
-            GenerationId::random().map_err(|e| Error::new(ErrorKind::Io, PROMOTE).source(e))?;
-        Ok(CatalogueGeneration {
-            number: GenerationNumber::new(current.number.get() + 1),
-            id,
-            parent: Some(current.id),
-        })
     }
 
     /// The point that holds a state, its moment, and when the volume was so.

@@ -127,6 +127,18 @@ impl Store {
         self.open_writer(id, None)
     }
 
+    /// Whether the primary of a generation may write to a volume.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Fenced`] if the volume was promoted since, naming where and when;
+    /// [`ErrorKind::Foreign`] if two generations of one number are about.
+    pub fn check_generation(&self, id: VolumeId, generation: Generation) -> Result<()> {
+        fence::check(
+            &catalogue_file::load(&self.volume_folder(id))?.catalogue,
+            generation,
+        )
+    }
+
     /// Opens a volume for writing, as [`Store::volume_writer`] does, for the primary of one
     /// generation.
     ///
@@ -139,9 +151,8 @@ impl Store {
         key: Option<VolumeKey>,
         generation: Generation,
     ) -> Result<VolumeWriter> {
-        let folder = self.volume_folder(id);
         // Who took over may hold the lock: what is to be said then is that, not "busy".
-        fence::check(&catalogue_file::load(&folder)?.catalogue, generation)?;
+        self.check_generation(id, generation)?;
         let writer = self.volume_writer(id, key)?;
         fence::check(&writer.catalogue, generation)?;
         Ok(writer)

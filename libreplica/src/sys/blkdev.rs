@@ -10,6 +10,7 @@ use crate::units::Extent;
 mod ioctl {
     nix::ioctl_read!(blkgetdiskseq, 0x12, 128, u64);
     nix::ioctl_read_bad!(loop_get_status64, 0x4c05, super::LoopInfo64);
+    nix::ioctl_write_ptr_bad!(blkroset, nix::request_code_none!(0x12, 93), libc::c_int);
     nix::ioctl_write_ptr_bad!(blkdiscard, nix::request_code_none!(0x12, 119), [u64; 2]);
     nix::ioctl_write_ptr_bad!(blkzeroout, nix::request_code_none!(0x12, 127), [u64; 2]);
 }
@@ -89,6 +90,26 @@ pub fn loop_backing(device: impl AsFd) -> nix::Result<LoopBacking> {
 
 fn range_of(extent: Extent) -> [u64; 2] {
     [extent.offset().get(), extent.len().get()]
+}
+
+/// Whether a device may be opened for writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It may.
+    ReadWrite,
+    /// It may not. Whoever has it open already may write on.
+    ReadOnly,
+}
+
+/// Says whether a device may be opened for writing from now on, until it is gone.
+///
+/// # Errors
+/// `EPERM`, `EACCES` without the right to say so.
+pub fn set_access(device: impl AsFd, access: Access) -> io::Result<()> {
+    let read_only = libc::c_int::from(access == Access::ReadOnly);
+    // SAFETY: the descriptor is open for the call; BLKROSET reads one int, which lives.
+    unsafe { ioctl::blkroset(device.as_fd().as_raw_fd(), &raw const read_only) }?;
+    Ok(())
 }
 
 /// Gives a range up. It must be of whole sectors.

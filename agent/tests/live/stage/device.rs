@@ -37,8 +37,11 @@ impl LoopDevice {
                 let (device, file) = (device.to_str().unwrap(), file.to_str().unwrap());
                 quietly("losetup", &[device, file])
             });
+        let device = device.unwrap().1;
+        // The number may have been made read-only, which outlives what was attached to it.
+        quietly("blockdev", &["--setrw", device.to_str().unwrap()]);
         Self {
-            device: device.unwrap().1,
+            device,
             file,
             attached: true,
         }
