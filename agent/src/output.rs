@@ -4,6 +4,7 @@
 use std::io::{IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use libreplica::primary::SpaceSummary;
 use serde::Serialize;
 
 /// Prints `value` as JSON and a line's end.
@@ -19,6 +20,31 @@ pub fn json<T: Serialize>(value: &T) -> std::io::Result<()> {
 /// `1536` as `1.5 KiB`.
 pub fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
+}
+
+/// What a volume takes in its store, and who keeps some of it, in a line.
+pub fn space(space: &SpaceSummary) -> String {
+    let mut line = format!(
+        "{} in the base, {} in logs, at most {} so",
+        bytes(space.base_bytes),
+        bytes(space.log_bytes),
+        bytes(space.bound_bytes),
+    );
+    for (count, what) in [
+        (space.waiting_bytes, "waits to be compacted"),
+        (space.retired_bytes, "waits for readers"),
+    ] {
+        if count > 0 {
+            line.push_str(&format!("; {} {what}", bytes(count)));
+        }
+    }
+    for holder in &space.held {
+        match &holder.point {
+            Some(point) => line.push_str(&format!("; point {point} is held by {}", holder.by)),
+            None => line.push_str(&format!("; held by {}", holder.by)),
+        }
+    }
+    line
 }
 
 /// A progress bar on standard error, if that is a terminal; nothing if not.

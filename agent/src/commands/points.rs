@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use hrl_format::id::VolumeId;
 use libreplica::machine::Proof;
-use libreplica::primary::PointSummary;
+use libreplica::primary::{PointSummary, SpaceSummary};
 use libreplica::store::{Store, VolumeReader, Window};
 use libreplica::time::rfc3339;
 use libreplica::{Error, ErrorKind};
@@ -23,6 +23,7 @@ use crate::output;
 struct Listing {
     points: Vec<PointLine>,
     windows: Vec<WindowSummary>,
+    space: SpaceSummary,
 }
 
 /// A point, and what the last drill has shown of it.
@@ -146,6 +147,7 @@ fn listing(reader: &VolumeReader) -> Result<Listing, Error> {
     Ok(Listing {
         points,
         windows: reader.windows()?.iter().map(WindowSummary::from).collect(),
+        space: SpaceSummary::from(&reader.space()?),
     })
 }
 
@@ -182,6 +184,7 @@ fn print(listing: &Listing) -> std::io::Result<()> {
             "  any moment from {from} to {to} ({from_moment} to {to_moment})"
         )?;
     }
+    writeln!(out, "  {}", output::space(&listing.space))?;
     Ok(())
 }
 

@@ -106,6 +106,12 @@ fn print_volume(volume: &VolumeStatus) -> std::io::Result<()> {
             resync.cause
         )?;
     }
+    if let Some(space) = &volume.space {
+        writeln!(out, "  space    {}", output::space(space))?;
+    }
+    if !volume.retain.is_empty() {
+        writeln!(out, "  keeps    {}", volume.retain)?;
+    }
     let dirty = output::bytes(volume.dirty_bytes);
     writeln!(
         out,

@@ -36,4 +36,5 @@ mod service;
 mod several;
 mod stage;
 mod taken_over;
+mod tiers;
 mod writes;

@@ -30,7 +30,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// What a volume's thread remembers of what it was asked.
 #[derive(Debug, Default)]
-pub struct Asked {
+pub struct Questions {
     seen: Option<Seen>,
     looked: Option<Instant>,
 }
@@ -74,7 +74,7 @@ pub enum Attention {
 pub fn attend(
     volume: &Arc<Volume>,
     environment: &Environment,
-    asked: &mut Asked,
+    asked: &mut Questions,
 ) -> Result<Attention> {
     if asked.looked.is_some_and(|looked| looked.elapsed() < LOOK) {
         let keeps_still = asked.seen.as_ref().is_some_and(Seen::stands);

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, ErrorKind, Result};
 use crate::primary::config::{Phase, Shipping, VolumeConfig};
 use crate::primary::environment::Environment;
-use crate::primary::handover::{self, Attention};
+use crate::primary::handover::{self, Attention, Questions};
+use crate::primary::keeping::Keeping;
 use crate::primary::member::Member;
 use crate::primary::pace::{Cause, Pace};
 use crate::primary::point::{Missed, Part};
@@ -19,12 +20,11 @@ use crate::primary::show;
 use crate::primary::status::{PointSummary, VolumeState};
 use crate::primary::volume::Volume;
 use crate::primary::{copy, group};
-use crate::store::FoldStep;
 
 /// The pause while a resync becomes the volume's next job.
 const AT_ONCE: Duration = Duration::from_millis(200);
 /// How long another operation on the volume may take.
-const PATIENCE: Duration = Duration::from_secs(300);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 /// How often to look whether the device is still there and anything is dirty, however long
 /// the interval is.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -32,27 +32,13 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long changes of a stream wait in memory, unless there are many.
 const STREAM: Duration = Duration::from_millis(100);
 
-/// What a volume's thread remembers of the image's points between two things it does.
-#[derive(Debug, Default)]
-struct Keeping {
-    /// How many had been made when expired ones were last dropped.
-    points: u64,
-    folding: Folding,
-    /// What another side has asked for.
-    asked: handover::Asked,
-}
-
-#[derive(Debug, Default, PartialEq, Eq)]
-enum Folding {
-    #[default]
-    Done,
-    UnderWay,
-}
-
 /// The volume's thread. It leaves the sides as they are: to who ends the volume, or the daemon.
 pub fn run(volume: &Arc<Volume>, environment: &Environment) {
     let mut keeping = Keeping::default();
-    while let Some(pause) = turn(volume, || step(volume, environment, &mut keeping)) {
+    let mut questions = Questions::default();
+    while let Some(pause) = turn(volume, || {
+        step(volume, environment, &mut keeping, &mut questions)
+    }) {
         if let Some(mut member) = volume.try_member() {
             member.rest();
         }
@@ -112,8 +98,9 @@ fn step(
     volume: &Arc<Volume>,
     environment: &Environment,
     keeping: &mut Keeping,
+    questions: &mut Questions,
 ) -> Result<Duration> {
-    let attention = handover::attend(volume, environment, &mut keeping.asked);
+    let attention = handover::attend(volume, environment, questions);
     match attention.inspect_err(|error| note_asked(volume, error))? {
         Attention::KeepStill => return Ok(LOOK_AGAIN),
         Attention::GoOn => {}
@@ -128,7 +115,10 @@ fn step(
         show::shipping(volume, Shipping::Paused);
         return Ok(LOOK_AGAIN);
     }
-    if volume.pace(|pace| pace.is_broken()) {
+    if let Some(kind) = volume.pace(|pace| pace.broken()) {
+        if kind == ErrorKind::Full {
+            keeping.make_room(volume);
+        }
         group::ship(volume, environment)?;
     }
     with_member(volume, Member::ship_now)?;
@@ -137,10 +127,8 @@ fn step(
     if left().is_zero() {
         group::scheduled(volume, environment)?;
     }
-    keep_points(volume, keeping, &|| {
-        !volume.is_stopping() && !left().is_zero()
-    });
-    Ok(left().min(LOOK_AGAIN))
+    let rest = keeping.keep_points(volume, &|| !volume.is_stopping() && !left().is_zero());
+    Ok(left().min(rest).min(LOOK_AGAIN))
 }
 
 fn note_asked(volume: &Volume, error: &Error) {
@@ -213,51 +201,6 @@ fn go_by_image(volume: &Volume, environment: &Environment, member: &mut Member) 
     tracing::warn!(volume = %volume.id(), ?next, "the store says otherwise than the settings");
     volume.pace(Pace::owe_point);
     change_config(volume, environment, |config| config.phase = next)
-}
-
-/// Applies the policy to the image's points after each that was made, by whomever, and folds
-/// what only dropped ones needed: a step at least, more for as long as `go_on` says. Between
-/// two steps whoever waits for the volume has it. What fails here keeps nothing from being
-/// shipped; it is tried again after the next point.
-fn keep_points(volume: &Volume, keeping: &mut Keeping, go_on: &dyn Fn() -> bool) {
-    let points = volume.pace(|pace| pace.points());
-    if points != keeping.points {
-        keeping.points = points;
-        keeping.folding = Folding::UnderWay;
-        let dropped = retention(volume, Member::retain);
-        note_retention(volume, dropped);
-    }
-    while keeping.folding == Folding::UnderWay {
-        match retention(volume, Member::fold_step) {
-            Ok(FoldStep::Nothing) => keeping.folding = Folding::Done,
-            Ok(_) => {}
-            failed => {
-                keeping.folding = Folding::Done;
-                note_retention(volume, failed.map(drop));
-            }
-        }
-        volume.give_way();
-        if !go_on() {
-            return;
-        }
-    }
-}
-
-/// A store that failed in the middle of a change is opened anew.
-fn retention<T>(volume: &Volume, work: impl FnOnce(&mut Member) -> Result<T>) -> Result<T> {
-    let mut member = volume.member_until(Instant::now() + PATIENCE)?;
-    work(&mut member).inspect_err(|_| member.drop_sides())
-}
-
-fn note_retention(volume: &Volume, done: Result<()>) {
-    let failed = done.err();
-    if let Some(error) = &failed {
-        volume.publish_error(error);
-    }
-    volume.pace(|pace| pace.note_retention(failed.map(|error| error.to_string())));
-    if volume.status().state == VolumeState::Replicating {
-        volume.show_that_it_ships();
-    }
 }
 
 /// Brings status and sides in line with a failure, whoever's wish it was that failed: what

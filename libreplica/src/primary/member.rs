@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hrl_format::id::VolumeId;
-use hrl_format::units::{BlockSize, Epoch, SectorSize, VolumeSize};
+use hrl_format::units::{BlockSize, ByteLen, Epoch, SectorSize, VolumeSize};
 
 pub use crate::primary::sink::Sink;
 pub use crate::primary::source::Source;
@@ -369,6 +369,12 @@ impl Member {
             Some(sink) => sink.writer.fold_step(),
             None => Ok(FoldStep::Nothing),
         }
+    }
+
+    /// How long the logs of the store are.
+    pub fn log_bytes(&self) -> ByteLen {
+        let sink = self.sink.as_ref();
+        sink.map_or(ByteLen::ZERO, |sink| sink.writer.catalogue().log_bytes())
     }
 
     /// From now on nothing older than `moment` is missing in the store.

@@ -31,6 +31,7 @@ mod handover;
 pub mod hooks;
 mod inline;
 mod instant;
+mod keeping;
 mod lifecycle;
 mod member;
 mod owner;
@@ -50,6 +51,7 @@ mod still;
 mod stream;
 mod tail;
 mod target;
+mod throttle;
 mod tracking;
 mod verify;
 mod volume;
@@ -61,6 +63,7 @@ pub use spec::{Exclusion, PointOptions, PrimaryOptions, ProtectSpec, Siblings};
 pub use state_dir::StateDir;
 pub use status::{
     DifferingRange, LastError, ModeChanged, PointSummary, ResyncProgress, ResyncSummary, Settled,
-    StatusCounters, UblkSummary, VerifySummary, VolumeState, VolumeStatus, WaitingLogs,
+    SpaceHolder, SpaceSummary, StatusCounters, UblkSummary, VerifySummary, VolumeState,
+    VolumeStatus, WaitingLogs,
 };
 pub use target::refuse_target;

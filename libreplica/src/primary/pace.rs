@@ -8,6 +8,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::error::ErrorKind;
+
 /// The pauses after failures in a row.
 const PAUSES: [Duration; 6] = [
     Duration::from_millis(500),
@@ -44,7 +46,8 @@ pub struct Pace {
     /// Points tried at in a row without regard to the interval.
     hurried: u32,
     owes_point: bool,
-    is_broken: bool,
+    /// What kind of failure keeps it from shipping, if one does.
+    broken: Option<ErrorKind>,
     /// Failures in a row of the volume's thread: how long it pauses.
     setbacks: u32,
     /// The same, and points missed, since something went well.
@@ -63,7 +66,7 @@ impl Pace {
             stretch: 1,
             hurried: 0,
             owes_point: false,
-            is_broken: false,
+            broken: None,
             setbacks: 0,
             failures: 0,
             points: 0,
@@ -105,7 +108,7 @@ impl Pace {
 
     /// A first copy or a resync is durable.
     pub fn copied(&mut self) {
-        self.is_broken = false;
+        self.broken = None;
         self.went_well();
     }
 
@@ -145,7 +148,7 @@ impl Pace {
         self.tried(now, every);
         self.points += 1;
         self.owes_point = false;
-        self.is_broken = false;
+        self.broken = None;
         self.missed = None;
         self.went_well();
     }
@@ -156,7 +159,7 @@ impl Pace {
         self.note_missed(cause, why);
         self.failures += 1;
         self.setbacks = 0;
-        self.is_broken = false;
+        self.broken = None;
         if self.owes_point {
             self.hurried += 1;
             if self.hurried < TRIES
@@ -181,8 +184,8 @@ impl Pace {
 
     /// What is needed to ship was lost. Whether it ships again is found out before anybody
     /// is made to wait in a freeze.
-    pub fn breaks(&mut self) {
-        self.is_broken = true;
+    pub fn breaks(&mut self, kind: ErrorKind) {
+        self.broken = Some(kind);
     }
 
     /// The volume's thread did what there was to do.
@@ -192,18 +195,23 @@ impl Pace {
 
     /// Whether the volume's thread failed at what it did last.
     pub const fn is_failing(&self) -> bool {
-        self.is_broken || self.setbacks > 0
+        self.is_broken() || self.setbacks > 0
     }
 
     /// Whether it is not known to ship.
     pub const fn is_broken(&self) -> bool {
-        self.is_broken
+        self.broken.is_some()
+    }
+
+    /// What kind of failure keeps it from shipping, if one does.
+    pub const fn broken(&self) -> Option<ErrorKind> {
+        self.broken
     }
 
     /// It ships again. A point follows at once, but not every time: what breaks over and
     /// over shall not freeze anything over and over.
     pub fn ships(&mut self) {
-        self.is_broken = false;
+        self.broken = None;
         if self.hurried < TRIES {
             self.hurried += 1;
             self.wait = None;
@@ -319,7 +327,7 @@ mod tests {
         let (mut pace, now) = (Pace::new(), Instant::now());
         let mut hurried = 0;
         for _ in 0..20 {
-            pace.breaks();
+            pace.breaks(ErrorKind::Io);
             pace.tried(now, EVERY);
             pace.fail();
             pace.ships();

@@ -6,6 +6,7 @@ use hrl_format::id::VolumeId;
 use hrl_format::units::Timestamp;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::policy::Retention;
 use crate::primary::config::{Phase, Shipping, VolumeConfig};
 use crate::primary::environment::Environment;
 use crate::primary::pace::{Cause, TRIES};
@@ -49,6 +50,10 @@ pub fn at_first(config: &VolumeConfig, environment: &Environment) -> VolumeStatu
         size_bytes: config.size_bytes,
         block_bytes: config.block_bytes,
         capture: config.capture.as_str().to_owned(),
+        retain: config
+            .retain
+            .parse()
+            .map_or_else(|_| config.retain.clone(), |it: Retention| it.to_string()),
         state,
         state_cause: cause,
         ..VolumeStatus::unknown(config.id)

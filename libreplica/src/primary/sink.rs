@@ -15,7 +15,7 @@ use crate::policy::Retention;
 use crate::primary::config::VolumeConfig;
 use crate::primary::environment::Environment;
 use crate::primary::exclusions::blocks_of;
-use crate::primary::status::{PointSummary, VolumeStatus, WaitingLogs};
+use crate::primary::status::{PointSummary, SpaceSummary, VolumeStatus, WaitingLogs};
 use crate::store::{Store, VolumeWriter};
 
 /// Bytes of the image read at a time while the tree is made anew.
@@ -238,6 +238,7 @@ impl Sink {
             logs: waiting.logs,
             bytes: waiting.bytes.get(),
         };
+        status.space = Some(SpaceSummary::from(&self.writer.space()));
         if let Some(point) = catalogue.points.last()
             && status
                 .last_point

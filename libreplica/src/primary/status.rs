@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::capture::inline::ModeChange;
 use crate::capture::ublk::{Features, UblkStatus};
 use crate::error::Error;
-use crate::store::Point;
+use crate::store::{Holder, Point, Space};
 use crate::time::rfc3339;
 
 /// Changes of mode that are told of: the newest.
@@ -163,6 +163,53 @@ pub struct WaitingLogs {
     pub bytes: u64,
 }
 
+/// What a volume takes in the store, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SpaceSummary {
+    /// The base: what the image occupies; with a key, its logs.
+    pub base_bytes: u64,
+    /// The logs over it.
+    pub log_bytes: u64,
+    /// Logs that are not needed any more, and wait for readers that began before that.
+    pub retired_bytes: u64,
+    /// Logs that are being written.
+    pub incoming_bytes: u64,
+    /// What waits to be compacted; part of the base and the logs.
+    pub waiting_bytes: u64,
+    /// What base, logs and retired logs come to at most, as long as nothing is written.
+    pub bound_bytes: u64,
+    /// Who keeps room from being given back.
+    pub held: Vec<SpaceHolder>,
+}
+
+/// Somebody who keeps room of a store from being given back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpaceHolder {
+    /// The point that stays for his sake; null: retired logs.
+    pub point: Option<String>,
+    /// Who: a process, or the folder of a branch.
+    pub by: String,
+}
+
+impl From<&Space> for SpaceSummary {
+    fn from(space: &Space) -> Self {
+        let holder = |holder: &Holder| SpaceHolder {
+            point: holder.point.map(|point| point.to_string()),
+            by: holder.by.clone(),
+        };
+        Self {
+            base_bytes: space.base.get(),
+            log_bytes: space.logs.get(),
+            retired_bytes: space.retired.get(),
+            incoming_bytes: space.incoming.get(),
+            waiting_bytes: space.waiting.bytes.get(),
+            bound_bytes: space.bound.get(),
+            held: space.holders.iter().map(holder).collect(),
+        }
+    }
+}
+
 /// What `status` shall still know after the daemon was restarted. Kept in the state folder,
 /// written when it changes and when the daemon ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -315,6 +362,12 @@ pub struct VolumeStatus {
     /// What waits to be compacted in the store.
     #[serde(default)]
     pub compaction_waits: WaitingLogs,
+    /// Which recovery points are kept: the tiers of its policy.
+    #[serde(default)]
+    pub retain: String,
+    /// What it takes in the store; null until that was looked at.
+    #[serde(default)]
+    pub space: Option<SpaceSummary>,
     /// Numbers that only rise.
     pub counters: StatusCounters,
 }
@@ -350,6 +403,8 @@ impl VolumeStatus {
             last_resync: None,
             last_error: None,
             compaction_waits: WaitingLogs::default(),
+            retain: String::new(),
+            space: None,
             counters: StatusCounters::default(),
         }
     }

@@ -152,7 +152,7 @@ impl Volume {
 
     /// Shows that it does not ship, and why.
     pub fn show_degraded(&self, cause: &Error) {
-        self.pace(Pace::breaks);
+        self.pace(|pace| pace.breaks(cause.kind()));
         self.publish(|status| {
             if status.state != VolumeState::Paused {
                 status.state = match cause.kind() {
@@ -193,7 +193,7 @@ impl Volume {
                 self.member.clear_poison();
                 let mut member = poisoned.into_inner();
                 member.drop_sides();
-                self.pace(Pace::breaks);
+                self.pace(|pace| pace.breaks(ErrorKind::State));
                 Some(member)
             }
             Err(TryLockError::WouldBlock) => None,

@@ -14,6 +14,7 @@ use hrl_format::units::{ByteLen, Epoch, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::catalogue::{Catalogue, LogEntry, Point};
+use super::held::durable_leases;
 use super::json::{maybe_text, number, text};
 use super::moment::Moment;
 use super::reader::{PointSelector, VolumeReader};
@@ -221,7 +222,8 @@ impl VolumeWriter {
     ///
     /// # Errors
     /// [`ErrorKind::State`] if the volume is not failed over, or stands on a moment, which must
-    /// become a point first; [`ErrorKind::Busy`] if somebody reads one of the points; the system's.
+    /// become a point first; [`ErrorKind::Busy`] if somebody reads one of the points, or a
+    /// branch stands on one; the system's.
     pub fn commit_failover(&mut self) -> Result<usize> {
         self.usable()?;
         let refuse = |why: &str| {
@@ -249,6 +251,16 @@ impl VolumeWriter {
                     .advice("`lsof` of that file names who; close it, and try again"));
             };
             withdrawn.push(lock);
+        }
+        let mut held = durable_leases(&self.folder)?.into_iter();
+        if let Some(held) = held.find(|held| dropped.contains(&held.point)) {
+            return Err(Error::new(ErrorKind::Busy, COMMIT)
+                .path(held.by)
+                .detail(format!(
+                    "a branch stands on point {}, which is to go",
+                    held.point
+                ))
+                .advice("discard the branch, and try again"));
         }
         let mut next = self.catalogue.clone();
         let behind = next.cut_behind(promotion.point);
