@@ -9,16 +9,19 @@
 //! export       the socket and what is behind it
 //! exports      what a daemon has open, also after its next start
 //! drill        a point booted to see whether it lives
+//! failover     a state put in use in place of the source
 //! ```
 
 mod connection;
 mod drill;
 mod export;
 mod exports;
+mod failover;
 mod opened;
 mod status;
 
 pub use drill::{DrillSpec, Drilled, drill};
 pub use export::PointExport;
 pub use exports::{ExportSpec, ExportStatus, Exports, Written};
+pub use failover::{Choice, FailedOver, Failover, Shutdown, Situation};
 pub use opened::{Opened, Wanted};
