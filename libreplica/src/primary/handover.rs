@@ -22,6 +22,7 @@ use crate::store::{Answer, Ask, Handover, Store};
 use crate::sys::blkdev::{self, Access};
 
 const REST: &str = "bring the volume to rest";
+const SHUT_DOWN: &str = "shut down what uses it and unmount it, then try again";
 /// How long another operation on the volume may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -170,6 +171,8 @@ fn come_to_rest(volume: &Arc<Volume>, environment: &Environment, until: Instant)
     refuse_used(volume)?;
     lifecycle::change_config(volume, environment, |config| config.rest = Rest::AtRest)?;
     close(volume)?;
+    // Whoever came in between has it open; what he wrote shall not wait in memory.
+    refuse_mounted(volume)?;
     let options = PointOptions {
         minimum: None,
         label: "at rest".to_owned(),
@@ -197,6 +200,7 @@ fn come_to_rest(volume: &Arc<Volume>, environment: &Environment, until: Instant)
     if dirty > 0 {
         return refuse(format!("{dirty} bytes were written after its last point"));
     }
+    refuse_mounted(volume)?;
     if Instant::now() >= until {
         return refuse("it took longer than the other side waits".to_owned());
     }
@@ -215,7 +219,7 @@ fn refuse_used(volume: &Volume) -> Result<()> {
         Err(Error::new(ErrorKind::Busy, REST)
             .volume(volume.id())
             .detail(who)
-            .advice("shut down what uses it and unmount it, then try again"))
+            .advice(SHUT_DOWN))
     };
     match volume.inline() {
         None if volume.config().capture.is_inline() => Err(Error::new(ErrorKind::State, REST)
@@ -229,22 +233,37 @@ fn refuse_used(volume: &Volume) -> Result<()> {
                 clients => used(format!("{clients} clients are connected")),
             }
         }
-        None => {
-            let device = source::open(&volume.config())?;
-            let layers = Layers::above(&[&device])?;
-            match layers.filesystems().iter().find(|fs| !fs.is_read_only()) {
-                None => Ok(()),
-                Some(fs) => used(format!("{} is mounted", fs.mount_point().display())),
-            }
-        }
+        None => refuse_mounted(volume),
     }
+}
+
+/// The same of what nobody's connection tells of: a filesystem on the device itself.
+fn refuse_mounted(volume: &Volume) -> Result<()> {
+    if volume.config().capture.is_inline() {
+        return Ok(());
+    }
+    let device = source::open(&volume.config())?;
+    let layers = Layers::above(&[&device])?;
+    let Some(fs) = layers.filesystems().iter().find(|fs| !fs.is_read_only()) else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::Busy, REST)
+        .volume(volume.id())
+        .detail(format!("{} is mounted", fs.mount_point().display()))
+        .advice(SHUT_DOWN))
 }
 
 /// Nobody can open the device for writing from now on.
 fn close(volume: &Volume) -> Result<()> {
     match volume.inline() {
         Some(inline) => inline.close_front(),
-        None => set_access(&volume.config(), Access::ReadOnly),
+        None => {
+            set_access(&volume.config(), Access::ReadOnly)?;
+            // What was written past every filesystem waits in the page cache.
+            let device = source::open(&volume.config())?;
+            let synced = std::fs::File::open(device.node()).and_then(|node| node.sync_all());
+            synced.map_err(|error| Error::io(REST, error).path(device.node()))
+        }
     }
 }
 

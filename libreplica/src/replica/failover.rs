@@ -10,15 +10,19 @@ use hrl_format::record::Consistency;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::{Event, State, Step, step};
-use crate::id::{BranchId, PointId, VolumeId};
+use crate::id::{BranchId, HandoverId, PointId, VolumeId};
 use crate::store::{
     Answer, Ask, BranchPurpose, Catalogue, How, PointSelector, Promotion, Recovery, StateId, Store,
     VolumeReader, VolumeWriter,
 };
 
 const FAIL_OVER: &str = "fail the volume over";
+const REST: &str = "have the source come to rest";
 /// How long a primary may take to let go.
 const LET_GO: Duration = Duration::from_secs(15);
+/// A source that came to rest does so for [`LET_GO`] longer than it was given; what follows on
+/// its answer must be done before so much of that is over, for then it goes on.
+const IN_TIME: Duration = Duration::from_secs(5);
 /// How often it is looked whether it has.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -180,11 +184,12 @@ impl Failover {
         let reader = self.reader()?;
         // What cannot be had is refused before anybody is disturbed.
         self.choose(&reader, &reader.catalogue()?, choice)?;
-        let source = match limit {
-            Some(limit) => self.rest(limit).err().map(|error| error.to_string()),
-            None => None,
+        let rested = limit.map(|limit| self.take_over_at_rest(limit));
+        let (writer, source) = match rested {
+            Some(Ok((writer, _))) => (writer, None),
+            Some(Err(error)) => (self.take_lock()?, Some(error.to_string())),
+            None => (self.take_lock()?, None),
         };
-        let writer = self.take_lock()?;
         // What came to rest may have brought something newer.
         let chosen = self.choose(&reader, writer.catalogue(), choice)?;
         let failed_over = self.promote(writer, chosen, How::Unplanned)?;
@@ -203,8 +208,7 @@ impl Failover {
     /// device is not what its last point has.
     pub fn planned(&self, limit: Duration) -> Result<FailedOver> {
         self.decide(Event::Planned)?;
-        let point = self.rest(limit)?;
-        let writer = self.take_lock()?;
+        let (writer, point) = self.take_over_at_rest(limit)?;
         self.promote(writer, StateId::Point(point), How::Planned)
     }
 
@@ -294,19 +298,34 @@ impl Failover {
         })
     }
 
-    /// Asks the source to come to rest; its last point.
-    fn rest(&self, limit: Duration) -> Result<PointId> {
-        let rested = self.ask_for_rest(limit);
-        if rested.is_err() {
+    /// Has the source come to rest, and takes the lock that it let go: the point that holds
+    /// everything. The lock is not asked for: who holds it then has gone on, and has more.
+    fn take_over_at_rest(&self, limit: Duration) -> Result<(VolumeWriter, PointId)> {
+        let until = Instant::now() + limit + IN_TIME;
+        let asked = self.question(Ask::Rest, limit)?;
+        let taken = self.rested(asked, limit).and_then(|point| {
+            let writer = self.store.volume_writer(self.volume, self.key.clone())?;
+            let catalogue = writer.catalogue();
+            let newest = catalogue.points.last();
+            let is_end = newest
+                .is_some_and(|newest| newest.id == point && newest.epoch == catalogue.last_epoch());
+            if is_end && Instant::now() < until {
+                return Ok((writer, point));
+            }
+            Err(Error::new(ErrorKind::State, REST)
+                .volume(self.volume)
+                .detail("it has gone on meanwhile")
+                .advice("try again, with a longer limit"))
+        });
+        if taken.is_err() {
             self.store.withdraw_handover(self.volume)?;
         }
-        rested
+        taken
     }
 
-    fn ask_for_rest(&self, limit: Duration) -> Result<PointId> {
-        const REST: &str = "have the source come to rest";
-        let answer = self.ask(Ask::Rest, limit)?;
-        match answer {
+    /// The last point of a source that came to rest.
+    fn rested(&self, asked: HandoverId, limit: Duration) -> Result<PointId> {
+        match self.answer(asked, limit)? {
             Some(Answer::Rests { point, root }) => {
                 let listed = self.reader()?.point(PointSelector::Id(point))?;
                 if listed.root.is_none() || listed.root != root {
@@ -328,15 +347,20 @@ impl Failover {
         }
     }
 
-    /// Asks the primary, and waits for its answer.
-    fn ask(&self, what: Ask, limit: Duration) -> Result<Option<Answer>> {
-        let until = Instant::now() + limit;
-        // It stands long enough for what follows on the answer.
+    /// Asks the primary. The question stands long enough for what follows on the answer.
+    fn question(&self, what: Ask, limit: Duration) -> Result<HandoverId> {
+        let stands = limit + LET_GO;
         let asked = self
             .store
-            .ask_handover(self.volume, what, limit + LET_GO, &self.host)?;
+            .ask_handover(self.volume, what, stands, &self.host)?;
+        Ok(asked.id)
+    }
+
+    /// Waits for an answer.
+    fn answer(&self, asked: HandoverId, limit: Duration) -> Result<Option<Answer>> {
+        let until = Instant::now() + limit;
         while Instant::now() < until {
-            if let Some(answer) = self.store.handover_answer(self.volume, asked.id)? {
+            if let Some(answer) = self.store.handover_answer(self.volume, asked)? {
                 return Ok(Some(answer));
             }
             std::thread::sleep(LOOK_AGAIN);
@@ -351,8 +375,8 @@ impl Failover {
             Err(error) if error.kind() == ErrorKind::Busy => error,
             taken => return taken,
         };
-        self.store.withdraw_handover(self.volume)?;
-        let answered = self.ask(Ask::LetGo, LET_GO)?;
+        let asked = self.question(Ask::LetGo, LET_GO)?;
+        let answered = self.answer(asked, LET_GO)?;
         let until = Instant::now() + LET_GO;
         while answered.is_some() && Instant::now() < until {
             match take() {

@@ -20,7 +20,7 @@ use super::moment::Moment;
 use super::reader::{PointSelector, VolumeReader};
 use super::state::StateId;
 use super::writer::VolumeWriter;
-use super::{durable, lease};
+use super::{durable, lease, machine};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What became of the volume at its last failover.
@@ -271,6 +271,7 @@ impl VolumeWriter {
         for id in &dropped {
             durable::remove(&self.folder.point_lease(*id))?;
         }
+        machine::remove_proofs(&self.folder, |id| self.catalogue.point(id).is_some())?;
         Ok(dropped.len())
     }
 
