@@ -287,6 +287,19 @@ fn a_planned_failover_loses_nothing_or_does_nothing() {
         let refused = failover.planned(Duration::from_millis(200)).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::TimedOut);
     }
+    {
+        // It says that it rests at a point, and has gone on since.
+        let older = rig.points[1];
+        let _source = rig.source(move |_| {
+            Some(Answer::Rests {
+                point: older,
+                root: Some(root(2)),
+            })
+        });
+        let refused = failover.planned(LIMIT).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::State);
+        assert!(refused.to_string().contains("gone on"), "{refused}");
+    }
     assert_eq!(rig.state(), State::Replicating);
     assert_eq!(rig.store().handover(rig.volume).unwrap(), None);
 
