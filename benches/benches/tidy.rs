@@ -123,7 +123,7 @@ fn round(case: &Case) -> Round {
         match writer.fold_step().unwrap() {
             FoldStep::Nothing => break,
             FoldStep::Folded { bytes, .. } | FoldStep::Merged { bytes, .. } => done += bytes.get(),
-            FoldStep::Compacted { .. } => {}
+            FoldStep::Compacted { .. } | FoldStep::Indexed => {}
         }
     }
     let ours = began.elapsed();

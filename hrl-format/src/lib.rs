@@ -56,7 +56,7 @@ pub use header::{ChainEnd, EpochRange, LogHeader, RecordOrder, SealDigest};
 pub use key::VolumeKey;
 pub use log::{IndexStream, Log};
 pub use merge::{MergeWay, Merged, merge};
-pub use overlay::{Overlay, Piece, SourceNumber};
+pub use overlay::{Layered, Overlay, Piece, SourceNumber};
 pub use prefix::{Prefix, PrefixEntries};
 pub use salvage::{Salvaged, salvage};
 pub use scanner::{Ending, Scanner};

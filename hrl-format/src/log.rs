@@ -103,7 +103,7 @@ impl<R: ReadAt> Log<R> {
 
     /// The final state of every extent, by ascending offset.
     pub fn index(&self) -> IndexStream<&R> {
-        self.index_stream(0, VolumeSize::new(u64::MAX).extent())
+        self.index_stream(&self.source, 0, VolumeSize::new(u64::MAX).extent())
     }
 
     /// The part of the index that touches `extent`, cut to it. Found by bisection.
@@ -111,6 +111,24 @@ impl<R: ReadAt> Log<R> {
     /// # Errors
     /// [`ErrorKind::Io`], [`ErrorKind::Damaged`].
     pub fn index_in(&self, extent: Extent) -> Result<IndexStream<&R>> {
+        let first = self.first_in(extent)?;
+        Ok(self.index_stream(&self.source, first, extent))
+    }
+
+    /// The same, for whoever lets go of the log before the stream has ended.
+    ///
+    /// # Errors
+    /// As [`Self::index_in`].
+    pub fn own_index_in(&self, extent: Extent) -> Result<IndexStream<R>>
+    where
+        R: Clone,
+    {
+        let first = self.first_in(extent)?;
+        Ok(self.index_stream(self.source.clone(), first, extent))
+    }
+
+    /// The number of an index entry, before all that touch `extent` and near the first.
+    fn first_in(&self, extent: Extent) -> Result<u64> {
         let section = &self.trailer.index;
         // The last page that begins at or before `extent` may hold what reaches into it.
         let (mut low, mut high) = (0, section.pages);
@@ -125,12 +143,12 @@ impl<R: ReadAt> Log<R> {
             }
         }
         let per_page = <RawIndexEntry as crate::section::RawEntry>::PER_PAGE as u64;
-        Ok(self.index_stream(low * per_page, extent))
+        Ok(low * per_page)
     }
 
-    fn index_stream(&self, first: u64, within: Extent) -> IndexStream<&R> {
+    fn index_stream<S: ReadAt>(&self, source: S, first: u64, within: Extent) -> IndexStream<S> {
         IndexStream {
-            entries: self.trailer.index.stream(&self.source, first),
+            entries: self.trailer.index.stream(source, first),
             within,
             frames: self.trailer.seal.frames,
             volume_size: self.trailer.seal.volume_size,

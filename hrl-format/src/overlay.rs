@@ -4,7 +4,6 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use crate::error::Result;
 use crate::extents::{ExtentKind, IndexEntry};
 use crate::units::{ByteOffset, Extent, VolumeSize};
 
@@ -24,13 +23,44 @@ impl SourceNumber {
     }
 }
 
+/// What an [`Overlay`] can be made of: entries that each say something about an extent.
+pub trait Layered: Copy {
+    /// Which bytes of the volume.
+    fn extent(&self) -> Extent;
+
+    /// What is left of it within `extent`; `None` if nothing.
+    fn clip(&self, extent: Extent) -> Option<Self>;
+}
+
+impl Layered for IndexEntry {
+    fn extent(&self) -> Extent {
+        self.extent
+    }
+
+    fn clip(&self, extent: Extent) -> Option<Self> {
+        Self::clip(self, extent)
+    }
+}
+
 /// A part of the volume, and which log says what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Piece {
+pub struct Piece<T = IndexEntry> {
     /// Which log.
     pub source: SourceNumber,
     /// What that log says, cut to what no newer log says otherwise.
-    pub entry: IndexEntry,
+    pub entry: T,
+}
+
+/// What was merged already can be merged again.
+impl Layered for Piece {
+    fn extent(&self) -> Extent {
+        self.entry.extent
+    }
+
+    fn clip(&self, extent: Extent) -> Option<Self> {
+        let entry = self.entry.clip(extent)?;
+        Some(Self { entry, ..*self })
+    }
 }
 
 impl Piece {
@@ -64,13 +94,13 @@ impl Piece {
 ///     .collect();
 /// assert_eq!(pieces, [(0, 0), (1, 10), (0, 20)]);
 /// ```
-pub struct Overlay<I> {
+pub struct Overlay<I, T = IndexEntry> {
     sources: Vec<I>,
     // Entries that lie ahead, the nearest first.
-    ahead: BinaryHeap<Reverse<Ahead>>,
+    ahead: BinaryHeap<Reverse<Ahead<T>>>,
     // Entries that begin before the end of one that was newer when they came up: the
     // newest first. They may have ended since.
-    here: BinaryHeap<Here>,
+    here: BinaryHeap<Here<T>>,
     position: ByteOffset,
     limit: Extent,
     state: State,
@@ -83,39 +113,39 @@ enum State {
 }
 
 /// Ordered by where it begins.
-struct Ahead(Piece);
+struct Ahead<T>(Piece<T>);
 /// Ordered by how new it is.
-struct Here(Piece);
+struct Here<T>(Piece<T>);
 
 macro_rules! ordered_by {
     ($name:ident, $key:expr) => {
-        impl Ord for $name {
+        impl<T: Layered> Ord for $name<T> {
             fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-                let key: fn(&Piece) -> _ = $key;
+                let key: fn(&Piece<T>) -> _ = $key;
                 key(&self.0).cmp(&key(&other.0))
             }
         }
-        impl PartialOrd for $name {
+        impl<T: Layered> PartialOrd for $name<T> {
             fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
                 Some(self.cmp(other))
             }
         }
-        impl PartialEq for $name {
+        impl<T: Layered> PartialEq for $name<T> {
             fn eq(&self, other: &Self) -> bool {
                 self.cmp(other).is_eq()
             }
         }
-        impl Eq for $name {}
+        impl<T: Layered> Eq for $name<T> {}
     };
 }
 
 ordered_by!(Ahead, |piece| (
-    piece.extent().offset(),
+    piece.entry.extent().offset(),
     Reverse(piece.source)
 ));
 ordered_by!(Here, |piece| piece.source);
 
-impl<I: Iterator<Item = Result<IndexEntry>>> Overlay<I> {
+impl<I: Iterator<Item = Result<T, E>>, T: Layered, E> Overlay<I, T> {
     /// Over `indexes`, the oldest first. What lies past `volume_size`, the size after the
     /// newest, is left out.
     pub fn new(indexes: impl IntoIterator<Item = I>, volume_size: VolumeSize) -> Self {
@@ -130,7 +160,7 @@ impl<I: Iterator<Item = Result<IndexEntry>>> Overlay<I> {
     }
 
     /// Brings up the next entry of `source`.
-    fn advance(&mut self, source: SourceNumber) -> Result<()> {
+    fn advance(&mut self, source: SourceNumber) -> Result<(), E> {
         let next = self
             .sources
             .get_mut(source.0)
@@ -142,7 +172,7 @@ impl<I: Iterator<Item = Result<IndexEntry>>> Overlay<I> {
         Ok(())
     }
 
-    fn read(&mut self) -> Result<Option<Piece>> {
+    fn read(&mut self) -> Result<Option<Piece<T>>, E> {
         if matches!(self.state, State::Unread) {
             (0..self.sources.len()).try_for_each(|n| self.advance(SourceNumber(n)))?;
             self.state = State::Running;
@@ -150,15 +180,15 @@ impl<I: Iterator<Item = Result<IndexEntry>>> Overlay<I> {
         let Some(top) = self.newest()? else {
             return Ok(None);
         };
-        let start = self.position.max(top.extent().offset());
-        let mut end = top.extent().end();
+        let start = self.position.max(top.entry.extent().offset());
+        let mut end = top.entry.extent().end();
         // Whoever begins within it: an older one waits behind it, a newer one ends it.
         while let Some(Reverse(Ahead(next))) = self.ahead.peek() {
-            if next.extent().offset() >= end {
+            if next.entry.extent().offset() >= end {
                 break;
             }
             if next.source > top.source {
-                end = next.extent().offset();
+                end = next.entry.extent().offset();
             } else if let Some(Reverse(Ahead(next))) = self.ahead.pop() {
                 self.here.push(Here(next));
             }
@@ -169,21 +199,23 @@ impl<I: Iterator<Item = Result<IndexEntry>>> Overlay<I> {
     }
 
     /// The newest entry that holds at the position, which moves over gaps; it stays.
-    fn newest(&mut self) -> Result<Option<Piece>> {
+    fn newest(&mut self) -> Result<Option<Piece<T>>, E> {
         loop {
             while let Some(Reverse(Ahead(next))) = self.ahead.peek() {
-                let begun = next.extent().offset() <= self.position;
+                let begun = next.entry.extent().offset() <= self.position;
                 if !begun && !self.here.is_empty() {
                     break;
                 }
-                self.position = self.position.max(next.extent().offset());
+                self.position = self.position.max(next.entry.extent().offset());
                 if let Some(Reverse(Ahead(next))) = self.ahead.pop() {
                     self.here.push(Here(next));
                 }
             }
             match self.here.peek() {
                 None => return Ok(None),
-                Some(Here(top)) if top.extent().end() > self.position => return Ok(Some(*top)),
+                Some(Here(top)) if top.entry.extent().end() > self.position => {
+                    return Ok(Some(*top));
+                }
                 Some(Here(top)) => {
                     let source = top.source;
                     self.here.pop();
@@ -194,10 +226,10 @@ impl<I: Iterator<Item = Result<IndexEntry>>> Overlay<I> {
     }
 }
 
-impl<I: Iterator<Item = Result<IndexEntry>>> Iterator for Overlay<I> {
-    type Item = Result<Piece>;
+impl<I: Iterator<Item = Result<T, E>>, T: Layered, E> Iterator for Overlay<I, T> {
+    type Item = Result<Piece<T>, E>;
 
-    fn next(&mut self) -> Option<Result<Piece>> {
+    fn next(&mut self) -> Option<Self::Item> {
         if matches!(self.state, State::Done) {
             return None;
         }

@@ -362,7 +362,13 @@ impl Catalogue {
             }
             next = log.last.next();
         }
-        let ends = |epoch| base.epoch == epoch || self.logs.iter().any(|log| log.last == epoch);
+        // In order, as was just seen.
+        let is_end = |epoch| {
+            self.logs
+                .binary_search_by_key(&epoch, |log| log.last)
+                .is_ok()
+        };
+        let ends = |epoch| base.epoch == epoch || is_end(epoch);
         let stray = self.points.iter().find(|point| !ends(point.epoch));
         stray.map(|point| format!("no log ends where point {} does", point.id))
     }

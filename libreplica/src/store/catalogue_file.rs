@@ -3,7 +3,12 @@
 //! The newest valid copy counts. Both are written before a change is acknowledged, so that
 //! losing either loses nothing.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Deserialize;
 
 use super::catalogue::Catalogue;
 use super::durable::{self, Replaced, damaged, read_small};
@@ -16,45 +21,131 @@ const READ: &str = "read the catalogue";
 
 /// A catalogue as it was read, and what was wrong with its copies.
 #[derive(Debug)]
-pub(super) struct Loaded {
-    pub(super) catalogue: Catalogue,
+pub(super) struct Loaded<T = Catalogue> {
+    pub(super) catalogue: T,
     pub(super) sequence: u64,
     /// The copy that was damaged, missing or older than the other; a writer renews it.
     pub(super) stale: Option<Error>,
 }
 
-/// Reads the newest valid copy.
+/// Reads the newest valid copy. Only that one is understood whole: thousands of logs take tens of
+/// milliseconds.
 pub(super) fn load(folder: &VolumeFolder) -> Result<Loaded> {
-    let [first, second] = folder.catalogues().map(|path| load_copy(&path, folder));
-    match (first, second) {
-        (Ok((first, a)), Ok((second, b))) => {
-            let older = |than: u64| {
-                Error::new(ErrorKind::Damaged, READ)
-                    .path(folder.path())
-                    .detail(format!("a copy is older than sequence number {than}"))
+    load_as(folder, Copy::catalogue)
+}
+
+/// What people call the volume, without the rest.
+pub(super) fn load_name(folder: &VolumeFolder) -> Result<String> {
+    Ok(load_as(folder, Copy::name)?.catalogue)
+}
+
+fn load_as<T>(
+    folder: &VolumeFolder,
+    understand: impl Fn(&Copy, &VolumeFolder) -> Result<T>,
+) -> Result<Loaded<T>> {
+    let [first, second] = folder.catalogues().map(Copy::read);
+    let is_first = |a: &Copy, b: &Copy| a.sequence >= b.sequence;
+    let (newer, other) = match (first, second) {
+        (Ok(first), Ok(second)) if is_first(&first, &second) => (first, Ok(second)),
+        (Ok(first), Ok(second)) => (second, Ok(first)),
+        (Ok(copy), Err(error)) | (Err(error), Ok(copy)) => (copy, Err(error)),
+        (Err(first), Err(second)) => return Err(neither(folder, first, second)),
+    };
+    match understand(&newer, folder) {
+        Ok(catalogue) => Ok(Loaded {
+            catalogue,
+            sequence: newer.sequence,
+            stale: stale(folder, &newer, other)?,
+        }),
+        Err(error) => {
+            let error = passable(error)?;
+            let copy = match other {
+                Ok(copy) => copy,
+                Err(other) => return Err(neither(folder, error, other)),
             };
-            let stale = (a != b).then(|| older(a.max(b)));
-            let (catalogue, sequence) = if a >= b { (first, a) } else { (second, b) };
-            Ok(Loaded {
-                catalogue,
-                sequence,
-                stale,
-            })
-        }
-        (Ok((catalogue, sequence)), Err(error)) | (Err(error), Ok((catalogue, sequence))) => {
-            // Only what is in the copy makes it doubtful; what is of a newer version, or cannot
-            // be read now, must not be passed over.
-            match error.kind() {
-                ErrorKind::Damaged | ErrorKind::NotFound | ErrorKind::Foreign => Ok(Loaded {
+            match understand(&copy, folder) {
+                Ok(catalogue) => Ok(Loaded {
                     catalogue,
-                    sequence,
+                    sequence: copy.sequence,
                     stale: Some(error),
                 }),
-                _ => Err(error),
+                Err(other) => Err(neither(folder, error, other)),
             }
         }
-        (Err(first), Err(second)) => Err(neither(folder, first, second)),
     }
+}
+
+/// What is wrong with the copy that is not used.
+fn stale(folder: &VolumeFolder, newer: &Copy, other: Result<Copy>) -> Result<Option<Error>> {
+    let other = match other {
+        Ok(other) => other,
+        Err(error) => return passable(error).map(Some),
+    };
+    let is_same = other.bytes == newer.bytes;
+    Ok((!is_same).then(|| {
+        Error::new(ErrorKind::Damaged, READ)
+            .path(folder.path())
+            .detail(format!(
+                "a copy is older than sequence number {}, or another one",
+                newer.sequence
+            ))
+    }))
+}
+
+/// Only what is in a copy makes it doubtful; what is of a newer version, or cannot be read now,
+/// must not be passed over.
+fn passable(error: Error) -> Result<Error> {
+    match error.kind() {
+        ErrorKind::Damaged | ErrorKind::NotFound | ErrorKind::Foreign => Ok(error),
+        _ => Err(error),
+    }
+}
+
+/// The catalogue of a volume, as it was read last. As long as the first lines of both copies are
+/// the same nothing has changed, and it is not read again.
+#[derive(Debug, Default)]
+pub(super) struct Known(Mutex<Option<(Lines, Arc<Catalogue>)>>);
+
+/// The first lines of both copies.
+type Lines = [Vec<u8>; 2];
+
+/// A first line is shorter than this.
+const LINE: usize = 128;
+
+impl Known {
+    /// The catalogue as it is now.
+    pub(super) fn load(&self, folder: &VolumeFolder) -> Result<Arc<Catalogue>> {
+        // Read first: whatever is understood behind it is at least as new.
+        let lines = first_lines(folder);
+        // A panic elsewhere leaves what was known before.
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(lines), Some((known, catalogue))) = (&lines, known.as_ref())
+            && lines == known
+        {
+            return Ok(Arc::clone(catalogue));
+        }
+        let loaded = load(folder)?;
+        let catalogue = Arc::new(loaded.catalogue);
+        // A doubtful pair is looked at again each time.
+        let sound = loaded.stale.is_none();
+        *known = lines
+            .filter(|_| sound)
+            .map(|lines| (lines, Arc::clone(&catalogue)));
+        Ok(catalogue)
+    }
+}
+
+/// `None` if a copy cannot be read.
+fn first_lines(folder: &VolumeFolder) -> Option<Lines> {
+    let [first, second] = folder.catalogues().map(|path| {
+        let mut line = Vec::with_capacity(LINE);
+        let file = File::open(path).ok()?;
+        file.take(LINE as u64).read_to_end(&mut line).ok()?;
+        let end = line.iter().position(|&b| b == b'\n')?;
+        line.truncate(end);
+        Some(line)
+    });
+    Some([first?, second?])
 }
 
 /// The error if neither copy can be used: of the one that says more.
@@ -102,26 +193,61 @@ fn checksum(head: &str, body: &[u8]) -> u32 {
     crc.finalize()
 }
 
-fn load_copy(path: &Path, folder: &VolumeFolder) -> Result<(Catalogue, u64)> {
-    let bytes =
-        read_small(path)?.ok_or_else(|| Error::new(ErrorKind::NotFound, READ).path(path))?;
-    let (sequence, body) = open_envelope(&bytes, path)?;
-    let catalogue: Catalogue = serde_json::from_slice(body)
-        .map_err(|e| damaged(READ, path, "not the JSON of a catalogue").source(e))?;
-    if catalogue.volume != folder.id() {
-        return Err(Error::new(ErrorKind::Foreign, READ)
-            .path(path)
-            .detail(format!("it is of volume {}", catalogue.volume)));
+/// A copy whose first line fits the rest.
+struct Copy {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    sequence: u64,
+    /// Where the body begins.
+    body: usize,
+}
+
+/// The one field that tells volumes apart for people.
+#[derive(Deserialize)]
+struct Name {
+    name: String,
+}
+
+impl Copy {
+    fn read(path: PathBuf) -> Result<Self> {
+        let bytes =
+            read_small(&path)?.ok_or_else(|| Error::new(ErrorKind::NotFound, READ).path(&path))?;
+        let (sequence, body) = open_envelope(&bytes, &path)?;
+        Ok(Self {
+            sequence,
+            body: bytes.len() - body.len(),
+            path,
+            bytes,
+        })
     }
-    match catalogue.fault() {
-        Some(fault) => Err(damaged(READ, path, fault)),
-        None => Ok((catalogue, sequence)),
+
+    fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T> {
+        serde_json::from_slice(&self.bytes[self.body..])
+            .map_err(|e| damaged(READ, &self.path, "not the JSON of a catalogue").source(e))
+    }
+
+    fn name(&self, _: &VolumeFolder) -> Result<String> {
+        self.parse().map(|Name { name }| name)
+    }
+
+    fn catalogue(&self, folder: &VolumeFolder) -> Result<Catalogue> {
+        let catalogue: Catalogue = self.parse()?;
+        if catalogue.volume != folder.id() {
+            return Err(Error::new(ErrorKind::Foreign, READ)
+                .path(&self.path)
+                .detail(format!("it is of volume {}", catalogue.volume)));
+        }
+        match catalogue.fault() {
+            Some(fault) => Err(damaged(READ, &self.path, fault)),
+            None => Ok(catalogue),
+        }
     }
 }
 
 /// Whether a copy can be used, whatever the other is.
 pub(super) fn check_copy(path: &Path, folder: &VolumeFolder) -> Result<()> {
-    load_copy(path, folder).map(|_| ())
+    let copy = Copy::read(path.to_owned())?;
+    copy.catalogue(folder).map(drop)
 }
 
 /// Checks the first line against the body.

@@ -12,7 +12,7 @@ use hrl_format::units::{ByteLen, Epoch, Timestamp};
 use super::catalogue::{Catalogue, LogEntry};
 use super::catalogue_file;
 use super::durable::damaged;
-use super::lease::{Lease, Wanted};
+use super::lease::Wanted;
 use super::output::Progress;
 use super::reader::VolumeReader;
 use super::sources::{OpenFiles, StoredLog, check_follows, open_log};
@@ -84,10 +84,13 @@ pub struct Fault {
 }
 
 /// A log with something wrong, and from which epoch on that may show.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct BadLog {
     pub(super) log: LogId,
     pub(super) first: Epoch,
+    /// Why nothing can be told of the points above it, unless only frames are damaged: those
+    /// show where they are read.
+    pub(super) unusable: Option<String>,
 }
 
 impl VolumeReader {
@@ -99,7 +102,7 @@ impl VolumeReader {
     /// When nothing can be checked: neither copy of the catalogue can be used, or the
     /// store cannot be read. Damage is no error here, but in the report.
     pub fn check(&self, progress: &mut dyn FnMut(Progress)) -> Result<CheckReport> {
-        let (_lease, catalogue) = Lease::take(&self.folder, Wanted::View)?;
+        let (_lease, catalogue) = self.lease(Wanted::View)?;
         let mut report = CheckReport {
             volume: catalogue.volume,
             name: catalogue.name.clone(),
@@ -157,12 +160,14 @@ impl VolumeReader {
         let mut before: Option<StoredLog> = None;
         for entry in &catalogue.logs {
             let (log, errors) = self.check_log(catalogue, entry, before.as_ref());
+            let unusable = self.unusable(before.as_ref(), log.as_ref(), &errors);
             before = log;
             let path = self.folder.log(&entry.name());
             if !errors.is_empty() {
                 bad.push(BadLog {
                     log: entry.log,
                     first: entry.first,
+                    unusable,
                 });
             }
             faults.extend(errors.into_iter().map(|error| Fault {
@@ -172,6 +177,25 @@ impl VolumeReader {
             steps.add(entry.bytes.get());
         }
         bad
+    }
+
+    /// Why a log says nothing that can be relied on: it cannot be opened, is of another place, or
+    /// its index cannot be read. Whoever reads may not notice, for the levels have the same index.
+    fn unusable(
+        &self,
+        before: Option<&StoredLog>,
+        log: Option<&StoredLog>,
+        errors: &[Error],
+    ) -> Option<String> {
+        let Some(log) = log else {
+            return errors.first().map(ToString::to_string);
+        };
+        let stray = before.and_then(|before| check_follows(before, log).err());
+        let index = || {
+            let error = log.log.index().find_map(std::result::Result::err)?;
+            Some(log.error("read the index of a log", error))
+        };
+        stray.or_else(index).map(|error| error.to_string())
     }
 
     /// The log, if it can be opened, and all that is wrong with it.

@@ -36,6 +36,8 @@ impl VolumeReader {
         for point in &catalogue.points {
             let state = if catalogue.key.is_some() && self.key.is_none() {
                 unread(bad, point)
+            } else if let Some(why) = unusable(bad, point) {
+                PointState::Damaged(why)
             } else {
                 match self.follow(catalogue, before, point, &mut followed, steps) {
                     Ok(state) => state,
@@ -137,6 +139,12 @@ impl VolumeReader {
         runs.extend(last_bytes.filter_map(|extent| geometry.run_of(extent)));
         Ok(joined(runs))
     }
+}
+
+/// Why a point cannot be had, whatever it reads as: a log below it says nothing.
+fn unusable(bad: &[BadLog], point: &Point) -> Option<String> {
+    let mut below = bad.iter().filter(|bad| bad.first <= point.epoch);
+    below.find_map(|bad| bad.unusable.clone())
 }
 
 /// Without the key: whether a log with something wrong is below the point.

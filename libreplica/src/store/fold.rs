@@ -20,6 +20,7 @@ use super::catalogue::{Base, LogEntry, RetiredLog};
 use super::durable;
 use super::frames::Frames;
 use super::lease;
+use super::levels::LevelStep;
 use super::sources::{blame, open_chain};
 use super::writer::VolumeWriter;
 use crate::error::{ErrorKind, Result};
@@ -50,13 +51,17 @@ pub enum FoldStep {
         /// How long it was, in bytes.
         bytes: ByteLen,
     },
+    /// Indexes of logs were merged, or a part of that was done, so that points on thousands of
+    /// logs open at once.
+    Indexed,
 }
 
 impl VolumeWriter {
     /// Gives back room that no point needs, some 256 MiB at a time: folds the oldest logs into the
     /// base image, or merges and compacts those of an encrypted base; the same with logs between
     /// points that were dropped. Deletes logs that earlier steps replaced and the last reader has
-    /// let go of. To be called until it says [`FoldStep::Nothing`].
+    /// let go of. When there is no more of that, merges indexes, so that points open fast. To be
+    /// called until it says [`FoldStep::Nothing`].
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`] if a log does not hold what it must, which then stays;
@@ -67,7 +72,17 @@ impl VolumeWriter {
         let step = self.next_step();
         let step = step.map_err(|e| lease::explain_full(&self.folder, e))?;
         self.delete_retired()?;
-        Ok(step)
+        match step {
+            FoldStep::Nothing => Ok(self.index_step()),
+            step => Ok(step),
+        }
+    }
+
+    fn index_step(&mut self) -> FoldStep {
+        match self.level_step() {
+            LevelStep::Nothing => FoldStep::Nothing,
+            LevelStep::Worked => FoldStep::Indexed,
+        }
     }
 
     /// What needs less room is tried where there is none: it may give some back.
@@ -148,7 +163,7 @@ impl VolumeWriter {
             let piece = piece.map_err(|e| blame(&logs, FOLD, e))?;
             match piece.kind() {
                 ExtentKind::Write => {
-                    let bytes = frames.bytes_of(&logs, &piece)?;
+                    let bytes = frames.bytes_of(logs.as_slice(), &piece)?;
                     base.write(piece.extent().offset(), bytes)?;
                 }
                 ExtentKind::Zeroes | ExtentKind::Discard => base.zeroes(piece.extent())?,

@@ -211,10 +211,7 @@ impl Store {
     /// When the folder cannot be listed.
     pub fn volumes(&self) -> Result<Vec<VolumeEntry>> {
         let mut entries = Vec::new();
-        for name in durable::names_in(&self.folder.volumes())? {
-            let Ok(id) = name.parse::<VolumeId>() else {
-                continue;
-            };
+        for id in self.ids()? {
             let catalogue = catalogue_file::load(&self.folder.volume(id));
             match catalogue.map(|loaded| loaded.catalogue) {
                 // The trace of an interrupted creation.
@@ -232,36 +229,44 @@ impl Store {
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Invalid`] with the ids if several have the name.
     pub fn find(&self, name_or_id: &str) -> Result<VolumeId> {
         const FIND: &str = "find the volume";
-        let volumes = self.volumes()?;
-        if let Ok(id) = name_or_id.parse()
-            && volumes.iter().any(|entry| entry.id == id)
-        {
-            return Ok(id);
+        let mut named = Vec::new();
+        let mut unreadable = None;
+        let wanted = name_or_id.parse::<VolumeId>().ok();
+        for id in self.ids()? {
+            match catalogue_file::load_name(&self.folder.volume(id)) {
+                // The trace of an interrupted creation.
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                _ if wanted == Some(id) => return Ok(id),
+                Ok(name) if name == name_or_id => named.push(id),
+                Ok(_) => {}
+                Err(e) => unreadable = unreadable.or(Some(e)),
+            }
         }
-        let named = volumes
-            .iter()
-            .filter(|entry| entry.name() == Some(name_or_id));
-        let ids: Vec<VolumeId> = named.map(|entry| entry.id).collect();
-        match ids[..] {
+        match named[..] {
             [id] => Ok(id),
             [] => {
-                let damaged = volumes.into_iter().find_map(|entry| entry.catalogue.err());
                 let error = Error::new(ErrorKind::NotFound, FIND)
                     .path(self.path())
                     .detail(format!("there is no volume `{name_or_id}`"));
-                Err(match damaged {
+                Err(match unreadable {
                     Some(damaged) => error.advice(format!("one cannot be read: {damaged}")),
                     None => error,
                 })
             }
             _ => {
-                let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+                let ids: Vec<String> = named.iter().map(ToString::to_string).collect();
                 Err(Error::new(ErrorKind::Invalid, FIND)
                     .path(self.path())
                     .detail(format!("`{name_or_id}` is the name of {}", ids.join(", ")))
                     .advice("give the id"))
             }
         }
+    }
+
+    /// The folders that are named as a volume's is.
+    fn ids(&self) -> Result<Vec<VolumeId>> {
+        let names = durable::names_in(&self.folder.volumes())?;
+        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     /// Makes a volume. Durable when it returns.

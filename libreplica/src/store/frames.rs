@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use hrl_format::units::FrameNumber;
 use hrl_format::{FrameBuffer, Piece, SourceNumber};
 
-use super::sources::StoredLog;
+use super::chain::Logs;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How many bytes of plain data are kept; with what they were unpacked from, twice that at most.
@@ -28,15 +28,13 @@ struct Held {
 
 impl Frames {
     /// The bytes that `piece`, of one of `logs`, points to.
-    pub(super) fn bytes_of(&mut self, logs: &[StoredLog], piece: &Piece) -> Result<&[u8]> {
+    pub(super) fn bytes_of<L: Logs + ?Sized>(&mut self, logs: &L, piece: &Piece) -> Result<&[u8]> {
         const READ: &str = "read a log of the store";
         let key = (piece.source, piece.entry.frame);
         self.uses += 1;
-        let log = logs.get(piece.source.get()).ok_or_else(|| {
-            Error::new(ErrorKind::Invalid, READ).detail("a piece of a log that is not open")
-        })?;
         if !self.held.contains_key(&key) {
             let mut buffer = self.spare();
+            let log = logs.log(piece.source)?;
             log.log
                 .read_frame(piece.entry.frame, &mut buffer)
                 .map_err(|e| log.error(READ, e))?;
@@ -47,9 +45,11 @@ impl Frames {
             Error::new(ErrorKind::Invalid, READ).detail("the frame just read is gone")
         })?;
         held.used = self.uses;
-        held.buffer
-            .slice(piece.entry.at, piece.entry.extent.len())
-            .map_err(|e| log.error(READ, e))
+        let slice = held.buffer.slice(piece.entry.at, piece.entry.extent.len());
+        slice.map_err(|e| match logs.log(piece.source) {
+            Ok(log) => log.error(READ, e),
+            Err(error) => error,
+        })
     }
 
     /// A buffer to read into: the one not used for longest if there are enough.

@@ -2,12 +2,14 @@
 //! numbers, times in RFC 3339. For `#[serde(with = "...")]`; the optional forms are `null`.
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use hrl_format::SealDigest;
 use hrl_format::record::{Consistency, Root};
 use hrl_format::units::{
     BlockSize, ByteLen, Epoch, GenerationNumber, SectorSize, Timestamp, VolumeSize,
 };
+use serde::de::{DeserializeSeed, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A type that stands as text.
@@ -92,7 +94,7 @@ number!(ByteLen, Epoch, GenerationNumber, VolumeSize);
 size32!(BlockSize, SectorSize);
 hex32!(Root, SealDigest);
 
-fn parse_hex32(text: &str) -> Option<[u8; 32]> {
+pub(super) fn parse_hex32(text: &str) -> Option<[u8; 32]> {
     let digits = text.as_bytes();
     if digits.len() != 64 {
         return None;
@@ -129,13 +131,55 @@ impl<T: Text> fmt::Display for Shown<'_, T> {
     }
 }
 
-fn read_text<E: serde::de::Error, T: Text>(text: &str) -> Result<T, E> {
-    T::read(text).ok_or_else(|| E::custom(format!("`{text}` is not what stands here")))
+/// Reads a [`Text`] from where it lies in the input: a catalogue has tens of thousands.
+struct Reading<T>(PhantomData<T>);
+
+impl<T: Text> Visitor<'_> for Reading<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("text")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+        T::read(text).ok_or_else(|| E::custom(format!("`{text}` is not what stands here")))
+    }
+}
+
+impl<'de, T: Text> DeserializeSeed<'de> for Reading<T> {
+    type Value = T;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+/// The same, or `null`.
+struct MaybeReading<T>(PhantomData<T>);
+
+impl<'de, T: Text> Visitor<'de> for MaybeReading<T> {
+    type Value = Option<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("text or null")
+    }
+
+    fn visit_none<E>(self) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+
+    fn visit_unit<E>(self) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<T>, D::Error> {
+        Reading(PhantomData).deserialize(deserializer).map(Some)
+    }
 }
 
 /// A [`Text`].
 pub(super) mod text {
-    use super::{Deserialize, Deserializer, Serializer, Shown, Text, read_text};
+    use super::{Deserializer, PhantomData, Reading, Serializer, Shown, Text};
 
     pub(in super::super) fn serialize<T: Text, S: Serializer>(
         value: &T,
@@ -147,13 +191,13 @@ pub(super) mod text {
     pub(in super::super) fn deserialize<'de, T: Text, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<T, D::Error> {
-        read_text(&String::deserialize(deserializer)?)
+        deserializer.deserialize_str(Reading(PhantomData))
     }
 }
 
 /// A [`Text`] or `null`.
 pub(super) mod maybe_text {
-    use super::{Deserialize, Deserializer, Serialize, Serializer, Shown, Text, read_text};
+    use super::{Deserializer, MaybeReading, PhantomData, Serialize, Serializer, Shown, Text};
 
     pub(in super::super) fn serialize<T: Text, S: Serializer>(
         value: &Option<T>,
@@ -166,8 +210,7 @@ pub(super) mod maybe_text {
     pub(in super::super) fn deserialize<'de, T: Text, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<T>, D::Error> {
-        let text = Option::<String>::deserialize(deserializer)?;
-        text.as_deref().map(read_text).transpose()
+        deserializer.deserialize_option(MaybeReading(PhantomData))
     }
 }
 

@@ -1,24 +1,30 @@
 //! A volume at a point, as the layers that it is made of: the base, and the logs over it. Here it is
 //! said which layer each byte comes from, in the order of the volume and without reading a byte
 //! of data.
+//!
+//! What it costs follows what is touched. A log is opened when it is first needed; where its
+//! bytes are, the levels say as far as there are any (`levels/`).
+
+use std::sync::{Mutex, PoisonError};
 
 use hrl_format::units::{ByteLen, ByteOffset, Extent, Sequence, VolumeSize};
-use hrl_format::{
-    ExtentKind, IndexEntry, IndexStream, Overlay, Piece, Prefix, PrefixEntries, VolumeKey,
-};
+use hrl_format::{ExtentKind, Overlay, Piece, Prefix, VolumeKey};
 
 use super::base::BaseReader;
 use super::catalogue::{Catalogue, LogEntry};
+use super::chain::Chain;
 use super::layout::VolumeFolder;
-use super::sources::{LogFile, StoredLog, open_chain};
-use crate::error::{Error, Result};
+use super::levels::{Tile, TileStream, Tiles, Trouble};
+use crate::error::Result;
 
 /// The base and the logs up to one epoch, or to one of its records.
 pub(super) struct Layers {
     /// The oldest first.
-    pub(super) logs: Vec<StoredLog>,
+    pub(super) logs: Chain,
     /// What counts of the last one, if not all of it does.
     until: Option<Prefix>,
+    /// How the logs that count whole are asked.
+    tiles: Mutex<Tiles>,
     /// Below them; zeroes if there is none.
     pub(super) base: Option<BaseReader>,
     /// How large the volume is at the end of the last log.
@@ -56,9 +62,9 @@ impl Layers {
             None => Some(BaseReader::open(folder)?),
             Some(_) => None,
         };
-        let logs = open_chain(folder, logs, key)?;
         Ok(Self {
-            logs,
+            tiles: Mutex::new(Tiles::choose(folder, logs)),
+            logs: Chain::new(folder, logs, key),
             until: None,
             base,
             size,
@@ -67,63 +73,92 @@ impl Layers {
 
     /// Leaves out what the last log says behind this record.
     pub(super) fn cut_behind(&mut self, last: Sequence) -> Result<()> {
-        let Some(log) = self.logs.last() else {
+        let Some(number) = self.logs.entries().len().checked_sub(1) else {
             return Ok(());
         };
+        let log = self.logs.get(number)?;
         let until = log.log.index_until(last);
-        self.until = Some(until.map_err(|e| log.error(INDEX, e))?);
+        self.until = Some(until.map_err(|e| log.error("read the index of a log", e))?);
+        self.tiles = Mutex::new(Tiles::choose(self.logs.folder(), self.whole()));
         Ok(())
+    }
+
+    /// The logs of which all counts.
+    fn whole(&self) -> &[LogEntry] {
+        let logs = self.logs.entries();
+        match &self.until {
+            Some(_) => &logs[..logs.len().saturating_sub(1)],
+            None => logs,
+        }
     }
 
     /// What `extent` is made of, in order and without a gap.
     pub(super) fn spans(&self, extent: Extent) -> Result<Spans<'_>> {
         let extent = extent.intersect(self.size.extent()).unwrap_or_default();
-        let mut indexes = Vec::with_capacity(self.logs.len());
-        let (whole, cut) = match &self.until {
-            Some(until) => (self.logs.len().saturating_sub(1), Some(until)),
-            None => (self.logs.len(), None),
-        };
-        for log in &self.logs[..whole] {
-            let index = log.log.index_in(extent);
-            indexes.push(Index::Sealed(index.map_err(|e| log.error(INDEX, e))?));
-        }
-        indexes.extend(cut.map(|until| Index::Prefix(until.entries_in(extent))));
         Ok(Spans {
             layers: self,
-            overlay: Overlay::new(indexes, self.size),
+            overlay: self.overlay(extent)?,
             next: None,
             at: extent.offset(),
             end: extent.end(),
             known: None,
         })
     }
-}
 
-const INDEX: &str = "read the index of a log";
-
-/// What a log says about a part of the volume.
-enum Index<'a> {
-    /// All of it.
-    Sealed(IndexStream<&'a LogFile>),
-    /// Its first records.
-    Prefix(PrefixEntries<'a>),
-}
-
-impl Iterator for Index<'_> {
-    type Item = hrl_format::Result<IndexEntry>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        match self {
-            Self::Sealed(entries) => entries.next(),
-            Self::Prefix(entries) => entries.next().map(Ok),
+    /// What the logs say about `extent`, by the tiles that can be read.
+    fn overlay(&self, extent: Extent) -> Result<Overlay<TileStream<'_>, Piece>> {
+        loop {
+            match self.streams(extent) {
+                Ok(streams) => return Ok(Overlay::new(streams, self.size)),
+                Err(trouble) => self.do_without(trouble)?,
+            }
         }
+    }
+
+    fn streams(&self, extent: Extent) -> Result<Vec<TileStream<'_>>, Trouble> {
+        let tiles = self.lock_tiles().get();
+        let mut streams = Vec::with_capacity(tiles.len() + 1);
+        for tile in tiles.iter() {
+            streams.push(match tile {
+                Tile::Level(file, first) => TileStream::level(file, *first, extent)?,
+                Tile::Log(number) => {
+                    let log = self.logs.get(*number).map_err(Trouble::Log)?;
+                    TileStream::log(&log, *number, extent)?
+                }
+            });
+        }
+        let cut = self.until.as_ref();
+        streams.extend(cut.map(|until| {
+            let last = self.whole().len();
+            TileStream::Prefix(until.entries_in(extent), last)
+        }));
+        Ok(streams)
+    }
+
+    /// What is damaged of the levels is done without; what is of a log cannot.
+    fn do_without(&self, trouble: Trouble) -> Result<()> {
+        match trouble {
+            Trouble::Log(error) => Err(error),
+            Trouble::Level(run, error) => {
+                let volume = self.logs.folder().id();
+                tracing::warn!(%volume, "a level is not used: {error}");
+                let logs = self.whole();
+                self.lock_tiles().distrust(run, self.logs.folder(), logs);
+                Ok(())
+            }
+        }
+    }
+
+    fn lock_tiles(&self) -> std::sync::MutexGuard<'_, Tiles> {
+        // A panic elsewhere leaves them as they were, or changed.
+        self.tiles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The spans of an extent. After an error it ends.
 pub(super) struct Spans<'a> {
     layers: &'a Layers,
-    overlay: Overlay<Index<'a>>,
+    overlay: Overlay<TileStream<'a>, Piece>,
     /// The next piece of a log, if it was fetched: it may lie behind a gap.
     next: Option<Piece>,
     at: ByteOffset,
@@ -138,8 +173,7 @@ impl Spans<'_> {
             return Ok(None);
         }
         if self.next.is_none() {
-            let next = self.overlay.next().transpose();
-            self.next = next.map_err(|e| Error::log(INDEX, e))?;
+            self.next = self.fetch()?;
         }
         let span = match self.next {
             Some(piece) if piece.extent().offset() <= self.at => {
@@ -160,6 +194,19 @@ impl Spans<'_> {
         };
         self.at = span.extent.end();
         Ok(Some(span))
+    }
+
+    /// The next piece of a log. If a level turns out to be damaged, those that follow come
+    /// from elsewhere.
+    fn fetch(&mut self) -> Result<Option<Piece>> {
+        loop {
+            match self.overlay.next().transpose() {
+                Ok(next) => return Ok(next.map(|piece| piece.entry)),
+                Err(trouble) => self.layers.do_without(trouble)?,
+            }
+            let rest = Extent::between(self.at, self.end);
+            self.overlay = self.layers.overlay(rest)?;
+        }
     }
 
     /// The first span of a gap between logs.

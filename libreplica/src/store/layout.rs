@@ -154,9 +154,19 @@ impl VolumeFolder {
         }
     }
 
+    /// Merged indexes of the logs (`levels/`).
+    pub(super) fn levels(&self) -> PathBuf {
+        self.path.join("levels")
+    }
+
+    /// Which of them there are.
+    pub(super) fn level_manifest(&self) -> PathBuf {
+        self.levels().join("manifest")
+    }
+
     /// The folders within it that every volume has.
-    pub(super) fn folders(&self) -> [PathBuf; 3] {
-        [self.logs(), self.incoming(), self.leases()]
+    pub(super) fn folders(&self) -> [PathBuf; 4] {
+        [self.logs(), self.incoming(), self.leases(), self.levels()]
     }
 }
 

@@ -14,12 +14,13 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use hrl_format::id::PointId;
 use hrl_format::units::Epoch;
 
 use super::catalogue::{Catalogue, View};
-use super::catalogue_file;
+use super::catalogue_file::{self, Known};
 use super::durable::{self, StoreFile, advise};
 use super::held::durable_leases;
 use super::layout::VolumeFolder;
@@ -54,10 +55,19 @@ impl Lease {
     /// # Errors
     /// [`ErrorKind::NotFound`] if the point is not listed (any more); [`ErrorKind::Busy`] if the
     /// store changed faster than the lease could be taken.
-    pub(super) fn take(folder: &VolumeFolder, wanted: Wanted) -> Result<(Self, Catalogue)> {
+    pub(super) fn take(folder: &VolumeFolder, wanted: Wanted) -> Result<(Self, Arc<Catalogue>)> {
+        Self::take_knowing(folder, wanted, &Known::default())
+    }
+
+    /// The same, for whoever may know the catalogue already.
+    pub(super) fn take_knowing(
+        folder: &VolumeFolder,
+        wanted: Wanted,
+        known: &Known,
+    ) -> Result<(Self, Arc<Catalogue>)> {
         // Each round is lost only to a fold that ended right then; folds take far longer.
         for _ in 0..100 {
-            let before = catalogue_file::load(folder)?.catalogue;
+            let before = known.load(folder)?;
             let view = before.view;
             let point = wanted.point(folder, &before)?;
             let Some(view_lock) = share_view(folder, view)? else {
@@ -73,7 +83,7 @@ impl Lease {
                     Err(e) => return Err(e),
                 },
             };
-            let catalogue = catalogue_file::load(folder)?.catalogue;
+            let catalogue = known.load(folder)?;
             let listed = point.is_none_or(|id| catalogue.point(id).is_some());
             match wanted {
                 Wanted::Point(id) if !listed => return Err(no_such_point(folder, id)),

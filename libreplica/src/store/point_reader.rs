@@ -9,8 +9,12 @@ use super::lease::Lease;
 use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
 
-/// What is found out at once where a read hits: the spans of so much of the volume.
-const WINDOW: u64 = 32 << 20;
+/// What is found out at once where a read hits: the spans of so much of the volume, and twice as
+/// much each time that reading goes on where that ended.
+const SHORTEST_WINDOW: u64 = 128 << 10;
+const LONGEST_WINDOW: u64 = 32 << 20;
+/// No more than so many spans, so that memory is bounded however small they are.
+const SPANS: usize = 4096;
 /// How many such windows are remembered.
 const WINDOWS: usize = 64;
 /// Data is streamed in parts of at most this.
@@ -28,6 +32,8 @@ pub struct PointReader {
     layers: Layers,
     frames: Frames,
     windows: Vec<Window>,
+    /// Where the last window that was found out ended, and how much of the volume it was to be.
+    ahead: (ByteOffset, u64),
     uses: u64,
 }
 
@@ -72,6 +78,7 @@ impl PointReader {
             layers,
             frames: Frames::default(),
             windows: Vec::new(),
+            ahead: (ByteOffset::ZERO, SHORTEST_WINDOW),
             uses: 0,
         }
     }
@@ -120,20 +127,13 @@ impl PointReader {
     /// The window that holds `at`, by its place in the list.
     fn window(&mut self, at: ByteOffset) -> Result<usize> {
         self.uses += 1;
-        let start = ByteOffset::new(at.get() / WINDOW * WINDOW);
-        let known = self.windows.iter().position(|w| w.extent.offset() == start);
+        let holds = |w: &Window| w.extent.offset() <= at && at < w.extent.end();
+        let known = self.windows.iter().position(holds);
         if let Some(known) = known {
             self.windows[known].used = self.uses;
             return Ok(known);
         }
-        let end = (start.get().saturating_add(WINDOW)).min(self.state.size().get());
-        let extent = Extent::between(start, ByteOffset::new(end));
-        let spans = self.layers.spans(extent)?.collect::<Result<Vec<_>>>()?;
-        let window = Window {
-            extent,
-            spans,
-            used: self.uses,
-        };
+        let window = self.look(at)?;
         if self.windows.len() < WINDOWS {
             self.windows.push(window);
             return Ok(self.windows.len() - 1);
@@ -142,6 +142,26 @@ impl PointReader {
         let place = oldest.map_or(0, |(place, _)| place);
         self.windows[place] = window;
         Ok(place)
+    }
+
+    /// Finds out what the bytes from `at` on are made of.
+    fn look(&mut self, at: ByteOffset) -> Result<Window> {
+        let (end, len) = self.ahead;
+        let len = match at == end {
+            true => (len * 2).min(LONGEST_WINDOW),
+            false => SHORTEST_WINDOW,
+        };
+        let end = at.get().saturating_add(len).min(self.state.size().get());
+        let extent = Extent::between(at, ByteOffset::new(end));
+        let spans = self.layers.spans(extent)?.take(SPANS);
+        let spans = spans.collect::<Result<Vec<_>>>()?;
+        let end = spans.last().map_or(extent.end(), |last| last.extent.end());
+        self.ahead = (end, len);
+        Ok(Window {
+            extent: Extent::between(at, end),
+            spans,
+            used: self.uses,
+        })
     }
 
     /// What the point holds where, in the volume's order and without a gap, without reading data.

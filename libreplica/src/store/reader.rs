@@ -1,12 +1,14 @@
 //! The read side of a volume: its points, and each of them opened. It needs the folder alone:
 //! no daemon, no source machine, and no right to write.
 
+use std::sync::Arc;
+
 use hrl_format::VolumeKey;
 use hrl_format::id::{PointId, VolumeId};
 use hrl_format::units::Timestamp;
 
 use super::catalogue::{Catalogue, LogEntry, Point};
-use super::catalogue_file;
+use super::catalogue_file::Known;
 use super::folder::Store;
 use super::layers::Layers;
 use super::layout::VolumeFolder;
@@ -54,6 +56,8 @@ pub enum PointSelector {
 pub struct VolumeReader {
     pub(super) folder: VolumeFolder,
     pub(super) key: Option<VolumeKey>,
+    /// So that one thing after the other is asked of a long catalogue at the price of one.
+    pub(super) known: Arc<Known>,
 }
 
 impl Store {
@@ -65,9 +69,10 @@ impl Store {
     /// [`ErrorKind::Damaged`] if neither copy of the catalogue can be used.
     pub fn volume(&self, id: VolumeId, key: Option<VolumeKey>) -> Result<VolumeReader> {
         let folder = self.volume_folder(id);
-        let catalogue = catalogue_file::load(&folder)?.catalogue;
+        let known = Arc::new(Known::default());
+        let catalogue = known.load(&folder)?;
         check_key(&catalogue, key.as_ref(), "open the volume")?;
-        Ok(VolumeReader { folder, key })
+        Ok(VolumeReader { folder, key, known })
     }
 }
 
@@ -77,7 +82,16 @@ impl VolumeReader {
     /// # Errors
     /// [`ErrorKind::Damaged`] if neither copy of the catalogue can be used; the system's.
     pub fn catalogue(&self) -> Result<Catalogue> {
-        Ok(catalogue_file::load(&self.folder)?.catalogue)
+        self.known_catalogue().map(Arc::unwrap_or_clone)
+    }
+
+    /// The same, shared.
+    pub(super) fn known_catalogue(&self) -> Result<Arc<Catalogue>> {
+        self.known.load(&self.folder)
+    }
+
+    pub(super) fn lease(&self, wanted: Wanted) -> Result<(Lease, Arc<Catalogue>)> {
+        Lease::take_knowing(&self.folder, wanted, &self.known)
     }
 
     /// Whether it was opened with the volume's key.
@@ -92,9 +106,9 @@ impl VolumeReader {
     /// As [`VolumeReader::catalogue`]; with the key also those of reading the logs.
     pub fn points(&self) -> Result<Vec<Point>> {
         if self.key.is_none() {
-            return Ok(self.catalogue()?.points);
+            return Ok(self.known_catalogue()?.points.clone());
         }
-        let (_lease, catalogue) = Lease::take(&self.folder, Wanted::View)?;
+        let (_lease, catalogue) = self.lease(Wanted::View)?;
         let mut points = catalogue.points.clone();
         for point in &mut points {
             self.reveal(&catalogue, point)?;
@@ -108,7 +122,7 @@ impl VolumeReader {
     /// [`ErrorKind::NotFound`] if there is none, or a moment is no point.
     pub fn point(&self, selector: PointSelector) -> Result<Point> {
         const FIND: &str = "find the recovery point";
-        let catalogue = self.catalogue()?;
+        let catalogue = self.known_catalogue()?;
         let (found, wanted) = match selector {
             PointSelector::Id(id) => {
                 let point = catalogue.point(id);
@@ -138,7 +152,7 @@ impl VolumeReader {
         };
         let mut point = found.ok_or_else(none)?.clone();
         if self.key.is_some() {
-            let (_lease, catalogue) = Lease::take(&self.folder, Wanted::Point(point.id))?;
+            let (_lease, catalogue) = self.lease(Wanted::Point(point.id))?;
             self.reveal(&catalogue, &mut point)?;
         }
         Ok(point)
@@ -152,7 +166,7 @@ impl VolumeReader {
     /// catalogue says.
     pub fn open_point(&self, id: PointId) -> Result<PointReader> {
         const OPEN: &str = "open a recovery point";
-        let (lease, catalogue) = Lease::take(&self.folder, Wanted::Point(id))?;
+        let (lease, catalogue) = self.lease(Wanted::Point(id))?;
         if catalogue.key.is_some() && self.key.is_none() {
             return Err(key_missing(&catalogue, OPEN));
         }

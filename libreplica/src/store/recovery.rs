@@ -8,6 +8,7 @@
 //! only what would lose something.
 
 use std::fmt;
+use std::sync::Arc;
 
 use hrl_format::id::{GenerationId, PointId};
 use hrl_format::units::{ByteLen, Epoch, Timestamp};
@@ -191,6 +192,7 @@ impl VolumeWriter {
         VolumeReader {
             folder: self.folder.clone(),
             key: self.key.clone(),
+            known: Arc::default(),
         }
     }
 

@@ -56,15 +56,15 @@ impl OpenFiles {
 }
 
 /// A log's file, opened when it is read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct LogFile {
-    path: PathBuf,
+    path: Arc<Path>,
     open: Arc<OpenFiles>,
 }
 
 impl LogFile {
-    pub(super) fn new(path: PathBuf, open: &Arc<OpenFiles>) -> Self {
-        let open = Arc::clone(open);
+    pub(super) fn new(path: impl Into<Arc<Path>>, open: &Arc<OpenFiles>) -> Self {
+        let (path, open) = (path.into(), Arc::clone(open));
         Self { path, open }
     }
 }
@@ -82,7 +82,7 @@ impl ReadAt for LogFile {
 /// A log of the store, open for reading.
 pub(super) struct StoredLog {
     pub(super) log: Log<LogFile>,
-    pub(super) path: PathBuf,
+    pub(super) path: Arc<Path>,
 }
 
 impl StoredLog {
@@ -100,8 +100,8 @@ pub(super) fn open_log(
     key: Option<&VolumeKey>,
 ) -> Result<StoredLog> {
     const OPEN: &str = "open a log of the store";
-    let path = folder.log(&entry.name());
-    let file = LogFile::new(path.clone(), files);
+    let path: Arc<Path> = folder.log(&entry.name()).into();
+    let file = LogFile::new(Arc::clone(&path), files);
     let log = Log::open(file, key).map_err(|e| match e.io().map(io::Error::kind) {
         Some(io::ErrorKind::NotFound) => damaged(OPEN, &path, "it is not there"),
         _ => Error::log(OPEN, e).path(&path),

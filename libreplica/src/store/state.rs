@@ -12,7 +12,7 @@ use hrl_format::{Log, MarkDetail, VolumeKey};
 use super::catalogue::{Catalogue, LogEntry, Point};
 use super::layers::Layers;
 use super::layout::VolumeFolder;
-use super::lease::{Lease, Wanted};
+use super::lease::Wanted;
 use super::moment::{InOrder, Moment, Window};
 use super::point_reader::PointReader;
 use super::reader::{PointSelector, VolumeReader};
@@ -121,7 +121,7 @@ impl VolumeReader {
     /// # Errors
     /// As [`VolumeReader::catalogue`].
     pub fn windows(&self) -> Result<Vec<Window>> {
-        Ok(self.catalogue()?.windows())
+        Ok(self.known_catalogue()?.windows())
     }
 
     /// The state that is meant. A time means the state after the last record that had completed
@@ -142,7 +142,7 @@ impl VolumeReader {
                 return self.point(selector).map(State::Point);
             }
         };
-        let (_lease, catalogue) = Lease::take(&self.folder, Wanted::Moment(moment.epoch))?;
+        let (_lease, catalogue) = self.lease(Wanted::Moment(moment.epoch))?;
         self.moment_state(&catalogue, moment).map(State::Moment)
     }
 
@@ -165,7 +165,7 @@ impl VolumeReader {
     /// [`ErrorKind::Damaged`] if a log that it needs is not what the catalogue says.
     pub fn open_moment(&self, moment: Moment) -> Result<PointReader> {
         const OPEN: &str = "open a moment";
-        let (lease, catalogue) = Lease::take(&self.folder, Wanted::Moment(moment.epoch))?;
+        let (lease, catalogue) = self.lease(Wanted::Moment(moment.epoch))?;
         if catalogue.key.is_some() && self.key.is_none() {
             return Err(key_missing(&catalogue, OPEN));
         }
@@ -186,7 +186,7 @@ impl VolumeReader {
     /// The moment that a time within or behind a window means; `None` if it lies before all
     /// windows, or a point not younger than it holds as much.
     fn moment_at(&self, time: Timestamp) -> Result<Option<Moment>> {
-        let (_lease, catalogue) = Lease::take(&self.folder, Wanted::View)?;
+        let (_lease, catalogue) = self.lease(Wanted::View)?;
         let mut windows = catalogue.window_logs().into_iter().rev();
         // The newest that has begun. If it has ended by then, its last record is meant: nothing
         // newer is known until the next point or window.

@@ -80,7 +80,7 @@ impl VolumeReader {
     /// [`ErrorKind::NotFound`] if the point is not there any more; as
     /// [`VolumeReader::catalogue`], and when a log cannot be read.
     pub fn changed_since(&self, point: PointId) -> Result<ChangedSince> {
-        let (_lease, catalogue) = Lease::take(&self.folder, Wanted::View)?;
+        let (_lease, catalogue) = self.lease(Wanted::View)?;
         let listed = catalogue.points.iter().find(|listed| listed.id == point);
         let extents = match listed {
             Some(point) => changed(&self.folder, &catalogue, self.key.as_ref(), point.epoch)?,

@@ -11,6 +11,7 @@ use super::durable::{self, Replaced};
 use super::epoch::{EpochLog, SealedEpoch};
 use super::folder::Store;
 use super::layout::VolumeFolder;
+use super::levels::Keeper;
 use super::lock::Lock;
 use super::{catalogue_file, fence, ingest, lease, recover};
 use crate::error::{Error, ErrorKind, Result};
@@ -71,6 +72,8 @@ pub struct VolumeWriter {
     pub(super) log_bytes: ByteLen,
     /// Logs of which too little is needed still, the one with the least last.
     pub(super) sparse: Vec<LogId>,
+    /// The merged indexes of its logs.
+    pub(super) levels: Keeper,
     _lock: Lock,
 }
 
@@ -174,6 +177,7 @@ impl Store {
             trust: Trust::Sound,
             log_bytes: LOG_BYTES,
             sparse: Vec::new(),
+            levels: Keeper::default(),
             _lock: lock,
         };
         if loaded.stale.is_some() {

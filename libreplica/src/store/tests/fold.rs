@@ -26,6 +26,7 @@ fn encrypted(scratch: &Scratch) -> History {
     history.volume = history.store.create_volume(spec).unwrap();
     history.model.image = vec![0; 4 << 20];
     history.log_bytes = ByteLen::new(1 << 20);
+    history.radix = 16;
     let mut writer = history.writer();
     let mut baseline = writer.begin_baseline().unwrap();
     for region in 0..48 {
@@ -47,6 +48,7 @@ fn fold(writer: &mut VolumeWriter, steps: &mut BTreeMap<&'static str, usize>) {
             FoldStep::Folded { .. } => "folded",
             FoldStep::Merged { .. } => "merged",
             FoldStep::Compacted { .. } => "compacted",
+            FoldStep::Indexed => continue,
         };
         *steps.entry(kind).or_default() += 1;
     }

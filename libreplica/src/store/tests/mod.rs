@@ -8,6 +8,7 @@ mod damage;
 mod failover;
 mod fold;
 mod folder;
+mod levels;
 mod machine;
 mod model;
 mod moments;

@@ -48,6 +48,8 @@ pub(super) struct History {
     pub(super) random: Random,
     /// How long the logs grow that the store makes of its own.
     pub(super) log_bytes: ByteLen,
+    /// How many indexes are merged into one; so few that a few epochs make several levels.
+    pub(super) radix: usize,
     clock: i64,
     /// The moments of the epoch that is being written.
     pub(super) pending: Vec<KnownMoment>,
@@ -76,6 +78,7 @@ impl History {
             },
             random,
             log_bytes: ByteLen::new(256 << 20),
+            radix: 2,
             clock: 1_000,
             pending: Vec::new(),
         }
@@ -93,6 +96,8 @@ impl History {
 
     fn limited(&self, mut writer: VolumeWriter) -> VolumeWriter {
         writer.log_bytes = self.log_bytes;
+        writer.levels.radix = self.radix;
+        writer.levels.step = 64;
         writer
     }
 
@@ -482,6 +487,10 @@ fn live(seed: u64, key: Option<VolumeKey>) {
     let listed = writer.catalogue().logs.len();
     let logs = writer.folder.logs();
     assert_eq!(std::fs::read_dir(logs).unwrap().count(), listed);
+    super::levels::no_file_is_left_over(&writer);
+    // The same without the levels.
+    std::fs::remove_dir_all(writer.folder.levels()).unwrap();
+    history.check();
 }
 
 fn restore_all(history: &History, folder: &std::path::Path) {

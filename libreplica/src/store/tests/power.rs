@@ -160,6 +160,7 @@ fn verify(path: &Path, seed: u64, before: &Acknowledged, after: Option<&Acknowle
     check_points(&reader, known);
     let logs = std::fs::read_dir(writer.folder.logs()).unwrap().count();
     assert_eq!(logs, writer.catalogue().logs.len(), "no file is left over");
+    super::levels::no_file_is_left_over(&writer);
 }
 
 /// Which of the two states it is; there is no third.
