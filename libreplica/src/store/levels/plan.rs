@@ -2,8 +2,8 @@
 //!
 //! Files are made pass by pass. The tiles of the first pass are the logs; each pass makes a file of
 //! every [`RADIX`] neighbours that no file of that pass covers, and hands on its files, and the
-//! tiles between them, as the tiles of the next. So every file is a union of whole tiles below it,
-//! and at any place the longest that still ends before the point is taken, then what follows it.
+//! tiles between them, as the tiles of the next. So every file is a union of whole tiles below it.
+//! Of those that end before a point as few are taken as cover all logs.
 //! Where logs were folded or merged the files that they were in are gone; the gap is
 //! filled again where it is long enough, and else its tiles stay what they are.
 
@@ -53,32 +53,60 @@ pub(super) struct Part {
     pub(super) file: Option<Listed>,
 }
 
-/// Covers `count` logs with few of the files, each of which `use_it` may refuse.
+/// Covers `count` logs with as few tiles as can be, by the files that `use_it` does not refuse.
 pub(super) fn cover<T>(
     count: usize,
-    files: Vec<Placed>,
+    mut files: Vec<Placed>,
     mut use_it: impl FnMut(&Placed) -> Option<T>,
 ) -> Vec<(Range<usize>, Option<T>)> {
-    let mut starting: HashMap<usize, Vec<Placed>> = HashMap::new();
-    for file in files.into_iter().filter(|file| file.logs.end <= count) {
+    files.retain(|file| file.logs.end <= count);
+    let mut used: HashMap<Range<usize>, T> = HashMap::new();
+    loop {
+        let chosen = fewest(count, &files);
+        let mut refused = Vec::new();
+        for file in chosen.iter().filter_map(|&(_, file)| file) {
+            if used.contains_key(&file.logs) {
+                continue;
+            }
+            match use_it(file) {
+                Some(of_use) => drop(used.insert(file.logs.clone(), of_use)),
+                None => refused.push(file.file.run),
+            }
+        }
+        if refused.is_empty() {
+            let tile = |(logs, _)| {
+                let file = used.remove(&logs);
+                (logs, file)
+            };
+            return chosen.into_iter().map(tile).collect();
+        }
+        files.retain(|file| !refused.contains(&file.file.run));
+    }
+}
+
+/// The shortest way through the logs; where a file is as short as logs alone, the file.
+fn fewest(count: usize, files: &[Placed]) -> Vec<(Range<usize>, Option<&Placed>)> {
+    let mut starting: HashMap<usize, Vec<&Placed>> = HashMap::new();
+    for file in files {
         starting.entry(file.logs.start).or_default().push(file);
     }
-    let mut cover = Vec::new();
-    let mut at = 0;
-    while at < count {
-        let mut here = starting.remove(&at).unwrap_or_default();
-        here.sort_by_key(|file| std::cmp::Reverse(file.logs.end));
-        let used = here
-            .iter()
-            .find_map(|file| Some((file.logs.clone(), use_it(file)?)));
-        let (logs, file) = match used {
-            Some((logs, file)) => (logs, Some(file)),
-            None => (at..at + 1, None),
-        };
-        at = logs.end;
-        cover.push((logs, file));
+    // From each log on: how many tiles it takes to the end, and the file to begin with.
+    let mut ways: Vec<(usize, Option<&Placed>)> = vec![(0, None); count + 1];
+    for at in (0..count).rev() {
+        let alone = (ways[at + 1].0 + 1, None);
+        let here = starting.get(&at).into_iter().flatten();
+        let by_file = here.map(|&file| (ways[file.logs.end].0 + 1, Some(file)));
+        let best = by_file.min_by_key(|&(tiles, _)| tiles);
+        ways[at] = best.filter(|best| best.0 <= alone.0).unwrap_or(alone);
     }
-    cover
+    let mut at = 0;
+    let next = || {
+        let (_, file) = *ways.get(at).filter(|_| at < count)?;
+        let logs = file.map_or(at..at + 1, |file| file.logs.clone());
+        at = logs.end;
+        Some((logs, file))
+    };
+    std::iter::from_fn(next).collect()
 }
 
 /// A file that is to be made.
@@ -129,7 +157,8 @@ struct Passed {
     is_new: bool,
 }
 
-/// Puts files in the place of the tiles that they cover. One that would cut a tile is left out.
+/// Puts files in the place of the tiles that they cover. One that would cut a tile, as it may since
+/// logs before it were merged, is left out; of several that begin at one place the longest counts.
 fn pass(tiles: &[Part], files: &[&Placed]) -> Vec<Passed> {
     let mut passed: Vec<Passed> = Vec::with_capacity(tiles.len());
     let mut files = files.iter().peekable();
@@ -138,27 +167,28 @@ fn pass(tiles: &[Part], files: &[&Placed]) -> Vec<Passed> {
         if tile.logs.start < covered {
             continue;
         }
-        while files.next_if(|f| f.logs.start < tile.logs.start).is_some() {}
-        let whole = |f: &&&Placed| {
+        let is_whole = |f: &Placed| {
             let ends = tiles[n..].partition_point(|t| t.logs.end < f.logs.end);
             let ends = tiles.get(n + ends).map(|t| t.logs.end);
             f.logs.start == tile.logs.start && ends == Some(f.logs.end)
         };
-        if let Some(file) = files.next_if(|f| whole(f)) {
-            covered = file.logs.end;
-            passed.push(Passed {
-                part: Part {
-                    logs: file.logs.clone(),
-                    file: Some(file.file),
-                },
-                is_new: true,
-            });
-        } else {
-            passed.push(Passed {
-                part: tile.clone(),
-                is_new: false,
-            });
+        let mut file: Option<&Placed> = None;
+        while let Some(next) = files.next_if(|f| f.logs.start <= tile.logs.start) {
+            let longer = file.is_none_or(|file| file.logs.end < next.logs.end);
+            if longer && is_whole(next) {
+                file = Some(next);
+            }
         }
+        let part = match file {
+            Some(file) => Part {
+                logs: file.logs.clone(),
+                file: Some(file.file),
+            },
+            None => tile.clone(),
+        };
+        covered = part.logs.end;
+        let is_new = file.is_some();
+        passed.push(Passed { part, is_new });
     }
     passed
 }

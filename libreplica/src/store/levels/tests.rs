@@ -13,6 +13,7 @@ use super::file::{Fences, LevelFile, LevelStream};
 use super::layout::{Head, Run};
 use super::manifest::Listed;
 use super::plan::{self, Placed, RADIX};
+use crate::store::tests::random::Random;
 
 fn listed(level: u32, logs: &Range<usize>) -> Listed {
     let mut run = [0; 32];
@@ -96,6 +97,83 @@ fn gaps_are_filled() {
     build(count, &mut files, RADIX);
     let after = (1..=count).map(|n| tiles(n, &files)).max().unwrap();
     assert!(before > 100 && after <= 4 * RADIX, "{before} {after}");
+}
+
+/// A chain that changes as a store's does, and the files that its logs are in.
+struct Changing {
+    random: Random,
+    logs: Vec<u64>,
+    /// Of which logs each file was made.
+    files: Vec<(u32, Vec<u64>)>,
+    newest: u64,
+}
+
+impl Changing {
+    fn log(&mut self) -> u64 {
+        self.newest += 1;
+        self.newest
+    }
+
+    fn change(&mut self) {
+        let count = self.logs.len() as u64;
+        let at = self.random.below(count) as usize;
+        match self.random.below(8) {
+            0 => {
+                self.logs.drain(..at.min(9));
+            }
+            1..=3 => {
+                let end = self.logs.len().min(at + 2 + self.random.below(20) as usize);
+                let merged = self.log();
+                self.logs.splice(at..end, [merged]);
+            }
+            4 => {
+                let at = self.random.below(self.files.len().max(1) as u64) as usize;
+                self.files.drain(at..self.files.len().min(at + 1));
+            }
+            _ => {}
+        }
+        for _ in 0..self.random.below(10) + 1 {
+            let log = self.log();
+            self.logs.push(log);
+        }
+        let Self { logs, files, .. } = self;
+        files.retain(|(_, of)| logs.windows(of.len()).any(|run| run == of));
+    }
+
+    fn placed(&self) -> Vec<Placed> {
+        let place = |(level, of): &(u32, Vec<u64>)| {
+            let start = self.logs.iter().position(|log| *log == of[0]).unwrap();
+            let logs = start..start + of.len();
+            let file = listed(*level, &logs);
+            Placed { logs, file }
+        };
+        self.files.iter().map(place).collect()
+    }
+}
+
+#[test]
+fn however_the_chain_changes_files_are_made_once() {
+    for (seed, radix) in (0..12).zip([2, 3, 4, 16].into_iter().cycle()) {
+        let mut chain = Changing {
+            random: Random::new(seed),
+            logs: (0..200).collect(),
+            files: Vec::new(),
+            newest: 200,
+        };
+        for round in 0..150 {
+            chain.change();
+            while let Some(job) = plan::next(chain.logs.len(), &chain.placed(), radix) {
+                let of = chain.logs[job.logs()].to_vec();
+                let again = chain.files.iter().any(|(_, known)| *known == of);
+                assert!(!again, "seed {seed}, round {round}: {job:?} is made twice");
+                chain.files.push((job.level, of));
+            }
+            let levels = chain.files.iter().map(|(level, _)| *level).max();
+            let most = radix * (levels.unwrap_or(0) as usize + 1);
+            let tiles = tiles(chain.logs.len(), &chain.placed());
+            assert!(tiles <= most, "seed {seed}, round {round}: {tiles}, {most}");
+        }
+    }
 }
 
 /// Entries of some length, with gaps, of any kind.

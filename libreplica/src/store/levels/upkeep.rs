@@ -294,6 +294,7 @@ impl VolumeWriter {
         durable::rename(&from, &manifest::path_of(&self.folder, &name))?;
         durable::sync_folder(&self.folder.levels())?;
         let mut files = self.levels.files.clone().unwrap_or_default();
+        files.retain(|file| file.run != head.run);
         files.push(Listed::of(&head, bytes));
         self.list_levels(files)?;
         Ok(LevelStep::Worked)

@@ -26,7 +26,6 @@ fn encrypted(scratch: &Scratch) -> History {
     history.volume = history.store.create_volume(spec).unwrap();
     history.model.image = vec![0; 4 << 20];
     history.log_bytes = ByteLen::new(1 << 20);
-    history.radix = 16;
     let mut writer = history.writer();
     let mut baseline = writer.begin_baseline().unwrap();
     for region in 0..48 {

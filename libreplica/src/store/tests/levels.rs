@@ -136,6 +136,62 @@ fn damaged_levels_cost_nothing_but_time() {
     history.check();
 }
 
+/// What is in the folder of the levels.
+type Folder = Vec<(PathBuf, Vec<u8>)>;
+
+fn contents(writer: &VolumeWriter) -> Folder {
+    let read = |path: PathBuf| (path.clone(), fs::read(path).unwrap());
+    files(writer).into_iter().map(read).collect()
+}
+
+fn is_manifest(file: &&(PathBuf, Vec<u8>)) -> bool {
+    file.0.ends_with("manifest")
+}
+
+#[test]
+fn levels_of_an_earlier_time_are_not_believed() {
+    for key in [None, Some(VolumeKey::from_bytes([5; 32]))] {
+        let scratch = Scratch::in_memory();
+        let mut history = store(&scratch, key, 20);
+        let mut writer = history.writer();
+        let old = contents(&writer);
+        // Logs are folded, merged, and written anew: what is at a place is another run.
+        for _ in 0..6 {
+            history.epoch_as_read(&mut writer);
+            history.retain(&mut writer);
+            settle(&mut writer);
+        }
+        let new = contents(&writer);
+        let levels = writer.folder.levels();
+        drop(writer);
+        let of = |folder: &Folder, manifest: bool| -> Folder {
+            let files = folder.iter().filter(|file| is_manifest(file) == manifest);
+            files.cloned().collect()
+        };
+        let mixed = [
+            old.clone(),
+            [of(&old, true), of(&new, false)].concat(),
+            [of(&new, true), of(&old, false)].concat(),
+            [of(&old, true), of(&old, false), of(&new, false)].concat(),
+        ];
+        for folder in mixed {
+            fs::remove_dir_all(&levels).unwrap();
+            fs::create_dir(&levels).unwrap();
+            for (path, bytes) in &folder {
+                fs::write(path, bytes).unwrap();
+            }
+            history.check();
+            let mut writer = history.writer();
+            settle(&mut writer);
+            no_file_is_left_over(&writer);
+            history.check();
+            let again: Vec<PathBuf> = files(&writer);
+            let made: Vec<PathBuf> = new.iter().map(|(path, _)| path.clone()).collect();
+            assert_eq!(again, made, "what the chain needs, and nothing else");
+        }
+    }
+}
+
 #[test]
 fn a_log_is_opened_when_it_is_touched() {
     let scratch = Scratch::in_memory();
