@@ -274,8 +274,15 @@ pub struct UblkSummary {
     pub depth: u16,
     /// What the kernel's driver offers.
     pub offered: Vec<String>,
-    /// What it has granted this device.
+    /// What it has granted this device: with `zero-copy` and `auto-buf-reg`, data is copied only
+    /// where it must be.
     pub granted: Vec<String>,
+    /// Reads whose data was not copied, since the daemon's start.
+    #[serde(default)]
+    pub uncopied_reads: u64,
+    /// Writes whose data was not copied: in the modes `metadata` and `bitmap`.
+    #[serde(default)]
+    pub uncopied_writes: u64,
     /// How often it was taken over since the daemon's start, as a thread had failed.
     pub failures: u32,
     /// What failed last.
@@ -291,6 +298,8 @@ impl From<&UblkStatus> for UblkSummary {
             depth: status.depth,
             offered: names(status.offered),
             granted: names(status.granted),
+            uncopied_reads: status.uncopied.reads,
+            uncopied_writes: status.uncopied.writes,
             failures: status.failures,
             trouble: status.trouble.clone(),
         }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use io_uring::types::CancelBuilder;
 use io_uring::{IoUring, squeue};
 
-use self::entry::{Again, Held, again, entry, is_within, transfer};
+use self::entry::{Again, Held, again, entry, is_within, transfer, transfer_lent};
 use crate::sys::memory::AlignedMemory;
 
 /// A file, a device or a socket that operations go to, as [`Uring::add`] numbered it.
@@ -77,6 +77,23 @@ impl Part {
     }
 }
 
+/// Memory that a driver lends the ring under this number, which is below the number that
+/// [`Uring::make_room_for_lent`] was told: the pages of somebody's request. Nobody here sees
+/// its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Lent(pub u16);
+
+/// A part of lent memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LentPart {
+    /// Which memory.
+    pub lent: Lent,
+    /// The first byte of it that takes part.
+    pub start: u32,
+    /// How many do.
+    pub len: u32,
+}
+
 /// An operation.
 #[derive(Debug)]
 pub enum Operation {
@@ -91,6 +108,23 @@ pub enum Operation {
     Write {
         /// What.
         from: Part,
+        /// The first byte's offset.
+        at: u64,
+        /// When it has ended.
+        durability: Durability,
+    },
+    /// Reads from byte `at` on into lent memory; `EFAULT` if none is lent under that number, or
+    /// less.
+    ReadLent {
+        /// Where to.
+        to: LentPart,
+        /// The first byte's offset.
+        at: u64,
+    },
+    /// Writes lent memory from byte `at` on; errors as of [`Self::ReadLent`].
+    WriteLent {
+        /// What.
+        from: LentPart,
         /// The first byte's offset.
         at: u64,
         /// When it has ended.
@@ -116,6 +150,8 @@ pub enum Operation {
         code: u32,
         /// Its argument.
         bytes: [u8; 16],
+        /// What it says besides (io_uring_sqe.addr): no address of memory.
+        word: u64,
     },
 }
 
@@ -171,6 +207,15 @@ impl Uring {
             commands: 0,
             refused: VecDeque::new(),
         })
+    }
+
+    /// Makes room for memory that drivers lend this ring, under numbers below `count`; once.
+    ///
+    /// # Errors
+    /// Those of io_uring_register(2): `EINVAL` before kernel 5.19, or above 16384; `ENOMEM`.
+    pub fn make_room_for_lent(&self, count: u16) -> io::Result<()> {
+        let count = u32::from(count);
+        self.ring.submitter().register_buffers_sparse(count)
     }
 
     /// Lets operations go to `file`, which stays open as long as the ring, or until
@@ -239,7 +284,11 @@ impl Uring {
             | Operation::Write { from: part, .. }
             | Operation::Receive { to: part }
             | Operation::Send { from: part } => Some(part),
-            Operation::Flush | Operation::Sleep | Operation::Command { .. } => None,
+            Operation::ReadLent { .. }
+            | Operation::WriteLent { .. }
+            | Operation::Flush
+            | Operation::Sleep
+            | Operation::Command { .. } => None,
         };
         let result = Err(io::Error::from_raw_os_error(errno));
         self.refused.push_back(Ended {
@@ -291,7 +340,7 @@ impl Uring {
         self.commands -= u32::from(matches!(slot.held, Held::NothingForever));
         let part = match slot.held {
             Held::Part(part) => Some(part),
-            Held::Nothing | Held::NothingForever | Held::Count { .. } => None,
+            Held::Lent(_) | Held::Nothing | Held::NothingForever | Held::Count { .. } => None,
         };
         Some(Ended {
             token: slot.token,
@@ -308,10 +357,14 @@ impl Uring {
             return Some((slot, result));
         };
         let file = self.files.get(again.file.0 as usize);
-        let (Some(Some(file)), Held::Part(part)) = (file, &slot.held) else {
+        let Some(Some(file)) = file else {
             return Some((slot, result));
         };
-        let entry = transfer(file.as_raw_fd(), part, again.at, again.way);
+        let entry = match &slot.held {
+            Held::Part(part) => transfer(file.as_raw_fd(), part, again.at, again.way),
+            Held::Lent(part) => transfer_lent(file.as_raw_fd(), *part, again.at, again.way),
+            _ => return Some((slot, result)),
+        };
         let entry = entry.flags(squeue::Flags::ASYNC).user_data(index);
         let full = self.ring.submission().is_full();
         if full && self.submit(0).is_err() {

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use libreplica::ErrorKind;
 use libreplica::capture::inline::{InlineSpec, Service};
-use libreplica::capture::ublk::{How, Started, UblkDevice, UblkSpec};
+use libreplica::capture::ublk::{Copying, How, Started, State, UblkDevice, UblkSpec};
 use libreplica::sys::ublk::{Control, DeviceNumber, QueueNumber, Tag, fetch};
 use libreplica::sys::uring::{Token, Uring, shared};
 
@@ -29,6 +29,20 @@ pub use shipper::*;
 pub const SERVE: &str = "--serve";
 /// The argument with which it begins to take a device over and dies.
 pub const CUT_SHORT: &str = "--cut-short";
+
+fn copied(copying: Copying) -> UblkSpec {
+    UblkSpec {
+        copying,
+        ..UblkSpec::new(VOLUME)
+    }
+}
+
+/// Whether this kernel is newer than `major`.`minor`.
+pub fn newer_than(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) > (Some(major), Some(minor))
+}
 
 pub fn spec(disk: &Path, folder: &Path) -> InlineSpec {
     spec_of(disk, folder, 512 << 20)
@@ -45,10 +59,21 @@ pub struct Front {
 impl Front {
     /// Over a disk; in data mode.
     pub fn new(disk: &Path) -> Self {
+        Self::recording(disk, Copying::WhereNeeded)
+    }
+
+    /// Over a disk; in data mode, and copied so.
+    pub fn recording(disk: &Path, copying: Copying) -> Self {
+        let front = Self::marking(disk, copying);
+        climb(front.service());
+        front
+    }
+
+    /// Over a disk; in bitmap mode, and copied so.
+    pub fn marking(disk: &Path, copying: Copying) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (service, _) = Service::start(&spec(disk, folder.path())).unwrap();
-        climb(&service);
-        let device = UblkDevice::start(service.entrance(), &UblkSpec::new(VOLUME)).unwrap();
+        let device = UblkDevice::start(service.entrance(), &copied(copying)).unwrap();
         assert_eq!(device.started(), Started::Added);
         Self {
             device: Some(device),
@@ -70,10 +95,28 @@ impl Front {
         self.device().path()
     }
 
+    /// Waits until the device has got over so many failures, or is stopped for them.
+    pub fn wait_until_served_after(&self, failures: u32) {
+        let began = Instant::now();
+        loop {
+            let status = self.device().status();
+            if status.failures == failures && status.state != State::TakingOver {
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(30), "{status:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// The same device, served anew.
     pub fn serve_again(&mut self) {
+        self.serve_again_and(Copying::WhereNeeded);
+    }
+
+    /// The same, and copied so.
+    pub fn serve_again_and(&mut self, copying: Copying) {
         let entrance = self.service().entrance();
-        let device = UblkDevice::start(entrance, &UblkSpec::new(VOLUME)).unwrap();
+        let device = UblkDevice::start(entrance, &copied(copying)).unwrap();
         self.device = Some(device);
     }
 }

@@ -20,6 +20,7 @@ use crate::capture::inline::gate::{Admission, Flight, Gate, Hurdle};
 use crate::capture::inline::ledger::Ledger;
 use crate::capture::inline::traffic::Traffic;
 use crate::capture::inline::unknown::Unknown;
+use crate::capture::inline::unseen::{Unseen, UnseenWrite};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::geometry::Geometry;
 use crate::policy::Mode;
@@ -77,6 +78,8 @@ pub(super) enum Outcome<'a> {
     /// The device has a write whose data was not copied, for the backlog did not want it; it
     /// may want it by now.
     Uncopied(&'a mut dyn FnMut() -> Bytes),
+    /// The device has a write whose data was never here.
+    Unseen,
     /// The device refused it: nobody knows what it holds there.
     Failed,
 }
@@ -161,6 +164,7 @@ pub struct Interceptor {
     /// Whoever takes the backlog's oldest part out of memory has something to do.
     pub(super) spooler: Condvar,
     wants_data: AtomicBool,
+    pub(super) unseen: Arc<Unseen>,
     /// Places are used again: a front may open and close lanes for ever.
     lanes: Mutex<Vec<Option<Arc<Mailbox>>>>,
 }
@@ -205,6 +209,7 @@ impl Interceptor {
             shipper: Condvar::new(),
             spooler: Condvar::new(),
             wants_data: AtomicBool::new(false),
+            unseen: Unseen::new(),
             lanes: Mutex::new(Vec::new()),
         }
     }
@@ -217,6 +222,12 @@ impl Interceptor {
     /// Whether the data of changes is recorded now.
     pub fn wants_data(&self) -> bool {
         self.wants_data.load(Ordering::Acquire)
+    }
+
+    /// Leave for one write whose data is not seen here; none while data is recorded, or about
+    /// to be.
+    pub(super) fn begin_unseen(&self) -> Option<UnseenWrite> {
+        self.unseen.begin()
     }
 
     /// A new lane's number and mailbox.
@@ -309,14 +320,26 @@ impl Interceptor {
                 let change = is_wanted.then(|| Change::Write(copy()));
                 self.record(&mut state, extent, change);
             }
+            // It had leave, and data is not recorded before it has ended; if it were, it would
+            // have to be read back.
+            Outcome::Unseen if !state.backlog.wants_data() => {
+                self.record(&mut state, extent, None);
+            }
+            Outcome::Unseen => {
+                self.record_as_unknown(&mut state, extent);
+            }
             Outcome::Failed => {
                 state.counters.failed += 1;
-                state.unknown.insert(extent);
-                self.read_back.notify_one();
+                self.record_as_unknown(&mut state, extent);
             }
         }
         self.let_more_in(&mut state, here);
         self.release(&mut state, here);
+    }
+
+    fn record_as_unknown(&self, state: &mut State, extent: Extent) {
+        state.unknown.insert(extent);
+        self.read_back.notify_one();
     }
 
     /// Lets those in for whom there is room now.
@@ -392,7 +415,7 @@ impl Interceptor {
     /// of it, and for the lanes, which look without the lock.
     pub(super) fn mode_changed(&self, state: &mut State, cause: &str) {
         let mode = state.backlog.mode();
-        self.wants_data.store(mode == Mode::Data, Ordering::Release);
+        self.set_sight(mode);
         if state.mode_changes.len() == MODE_CHANGES_MAX {
             state.mode_changes.pop_front();
         }
@@ -401,6 +424,15 @@ impl Interceptor {
             mode,
             cause: cause.to_owned(),
         });
+    }
+
+    /// What lanes are to see of the data of changes in this mode.
+    pub(super) fn set_sight(&self, mode: Mode) {
+        self.wants_data.store(mode == Mode::Data, Ordering::Release);
+        match mode {
+            Mode::Data => self.unseen.forbid(),
+            Mode::Metadata | Mode::Bitmap => self.unseen.allow(),
+        }
     }
 
     /// The device could not make durable what it had taken, and may have lost it: the regions

@@ -17,10 +17,11 @@ use crate::capture::inline::errands::{Errand, Errands, Task};
 use crate::capture::inline::interceptor::{
     Admitted, Interceptor, Mailbox, Message, Outcome, Owner,
 };
-use crate::capture::inline::request::{Cookie, Done, Durability, Errno, Request, Room};
+use crate::capture::inline::request::{Cookie, Done, Durability, Errno, Lent, Request, Room};
+use crate::capture::inline::unseen::UnseenWrite;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::sys::memory::AlignedMemory;
-use crate::sys::uring::{Ended, Handle, Operation, Part, Token, Uring, shared};
+use crate::sys::uring::{Ended, Handle, LentPart, Operation, Part, Token, Uring, shared};
 use crate::units::{ByteLen, ByteOffset, Extent};
 
 /// Tokens from here on are the lane's own.
@@ -56,6 +57,20 @@ enum Action {
     Flush,
 }
 
+/// The memory of a request.
+#[derive(Debug)]
+enum Memory {
+    /// It needs none.
+    None,
+    /// This, unless an operation has it, and which part of it is the request's.
+    Ours(Option<AlignedMemory>, Range<usize>),
+    /// All of what was lent to the ring; a write has leave for that.
+    Lent(
+        Lent,
+        #[expect(dead_code, reason = "held until the request is over")] Option<UnseenWrite>,
+    ),
+}
+
 #[derive(Debug)]
 struct Slot {
     cookie: Cookie,
@@ -63,9 +78,7 @@ struct Slot {
     extent: Extent,
     /// Bytes of it that have ended.
     done: u64,
-    /// The memory, unless an operation has it, and which part of it is the request's.
-    buffer: Option<AlignedMemory>,
-    range: Range<usize>,
+    memory: Memory,
     /// What was let in: all of a write, a piece of zeroes or a discard.
     admitted: Option<(Admitted, Extent)>,
 }
@@ -78,11 +91,70 @@ impl Slot {
         Extent::between(ByteOffset::new(start), ByteOffset::new(start + len))
     }
 
-    /// What is left of the memory, for an operation.
-    fn rest(&mut self) -> Option<Part> {
-        let range = self.range.start + self.done as usize..self.range.end;
-        let buffer = self.buffer.take()?;
-        Some(Part { buffer, range })
+    /// A read into what is left of the memory, or a write of it.
+    fn transfer(&mut self) -> Option<Operation> {
+        let at = self.extent.offset().get() + self.done;
+        let durability = match self.action {
+            Action::Read => None,
+            Action::Write(durability) => Some(durability),
+            _ => return None,
+        };
+        match &mut self.memory {
+            Memory::None => None,
+            Memory::Ours(buffer, range) => {
+                let range = range.start + self.done as usize..range.end;
+                let buffer = buffer.take()?;
+                let part = Part { buffer, range };
+                Some(match durability {
+                    None => Operation::Read { to: part, at },
+                    Some(durability) => Operation::Write {
+                        from: part,
+                        at,
+                        durability,
+                    },
+                })
+            }
+            Memory::Lent(lent, _) => {
+                // No request is longer than [`REQUEST_MAX`].
+                let part = LentPart {
+                    lent: *lent,
+                    start: self.done as u32,
+                    len: (self.extent.len().get() - self.done) as u32,
+                };
+                Some(match durability {
+                    None => Operation::ReadLent { to: part, at },
+                    Some(durability) => Operation::WriteLent {
+                        from: part,
+                        at,
+                        durability,
+                    },
+                })
+            }
+        }
+    }
+
+    /// How the device has it, now that it has: all that can be said of its data. It is copied
+    /// to `arena` if it must be.
+    fn record(
+        &self,
+        interceptor: &Interceptor,
+        arena: &mut BytesMut,
+        end: impl FnOnce(Outcome<'_>),
+    ) {
+        match (&self.action, &self.memory) {
+            (Action::Zeroes(..), _) => end(Outcome::Done(Change::Zeroes)),
+            (Action::Discard, _) => end(Outcome::Done(Change::Discard)),
+            (_, Memory::Ours(Some(buffer), range)) => {
+                let mut copy = || copy(arena, &buffer.as_slice()[range.clone()]);
+                // Outside of the lock that `end` takes, if it can be.
+                if interceptor.wants_data() {
+                    end(Outcome::Done(Change::Write(copy())));
+                } else {
+                    end(Outcome::Uncopied(&mut copy));
+                }
+            }
+            _ => end(Outcome::Unseen),
+        }
     }
 }
 
@@ -154,32 +226,55 @@ impl Lane {
         self.slots.len() - self.free.len()
     }
 
+    /// Makes room for memory that a driver lends the lane's ring; once. See
+    /// [`Uring::make_room_for_lent`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn make_room_for_lent(&self, count: u16) -> std::io::Result<()> {
+        self.uring.make_room_for_lent(count)
+    }
+
+    /// Leave for a [`Request::WriteLent`]; `None` while the data of changes is recorded.
+    pub fn begin_unseen(&self) -> Option<UnseenWrite> {
+        self.interceptor.begin_unseen()
+    }
+
     /// Takes a request. It ends as an [`Event::Done`], at the latest when the lane stops.
     pub fn begin(&mut self, cookie: Cookie, request: Request) {
-        let (action, extent, part) = match request {
-            Request::Read { to, extent } => (Action::Read, extent, Some(to)),
+        let ours = |part: Part| Memory::Ours(Some(part.buffer), part.range);
+        let (action, extent, memory) = match request {
+            Request::Read { to, extent } => (Action::Read, extent, ours(to)),
             Request::Write {
                 from,
                 extent,
                 durability,
-            } => (Action::Write(durability), extent, Some(from)),
+            } => (Action::Write(durability), extent, ours(from)),
+            Request::ReadLent { to, extent } => (Action::Read, extent, Memory::Lent(to, None)),
+            Request::WriteLent {
+                from,
+                leave,
+                extent,
+                durability,
+            } => {
+                let memory = Memory::Lent(from, Some(leave));
+                (Action::Write(durability), extent, memory)
+            }
             Request::Zeroes {
                 extent,
                 room,
                 durability,
-            } => (Action::Zeroes(room, durability), extent, None),
-            Request::Discard { extent } => (Action::Discard, extent, None),
-            Request::Flush => (Action::Flush, Extent::default(), None),
+            } => (Action::Zeroes(room, durability), extent, Memory::None),
+            Request::Discard { extent } => (Action::Discard, extent, Memory::None),
+            Request::Flush => (Action::Flush, Extent::default(), Memory::None),
         };
         let is_change = !matches!(action, Action::Read | Action::Flush);
-        let (buffer, range) = part.map_or((None, 0..0), |part| (Some(part.buffer), part.range));
         let slot = Slot {
             cookie,
             action,
             extent,
             done: 0,
-            buffer,
-            range,
+            memory,
             admitted: None,
         };
         let refusal = self.refusal(&slot);
@@ -202,11 +297,17 @@ impl Lane {
         let (start, end) = (slot.extent.offset().get(), slot.extent.end().get());
         let aligned = start.is_multiple_of(sector) && end.is_multiple_of(sector);
         let data_fits = || {
-            let Range { start, end } = slot.range;
-            let len = end.saturating_sub(start) as u64;
-            (start as u64).is_multiple_of(sector)
-                && len == slot.extent.len().get()
-                && len <= REQUEST_MAX.get()
+            let len = slot.extent.len().get();
+            let fits = match &slot.memory {
+                Memory::None => false,
+                Memory::Ours(_, Range { start, end }) => {
+                    (*start as u64).is_multiple_of(sector)
+                        && end.saturating_sub(*start) as u64 == len
+                }
+                // The kernel looks.
+                Memory::Lent(..) => true,
+            };
+            fits && len <= REQUEST_MAX.get()
         };
         match slot.action {
             Action::Flush => None,
@@ -257,16 +358,10 @@ impl Lane {
         let Some(Some(slot)) = self.slots.get_mut(at as usize) else {
             return;
         };
-        let start = slot.extent.offset().get() + slot.done;
         let piece = slot.admitted.map(|(_, piece)| piece);
         let operation = match (&slot.action, piece) {
             (Action::Flush, _) => Some(Operation::Flush),
-            (Action::Read, _) => slot.rest().map(|to| Operation::Read { to, at: start }),
-            (&Action::Write(durability), Some(_)) => slot.rest().map(|from| Operation::Write {
-                from,
-                at: start,
-                durability,
-            }),
+            (Action::Read, _) | (Action::Write(_), Some(_)) => slot.transfer(),
             (&Action::Zeroes(room, durability), Some(piece)) => {
                 return self.send(at, Task::Zeroes(piece, room, durability));
             }
@@ -381,7 +476,9 @@ impl Lane {
         let Some(Some(slot)) = self.slots.get_mut(at as usize) else {
             return;
         };
-        slot.buffer = ended.part.map(|part| part.buffer);
+        if let (Memory::Ours(buffer, _), Some(part)) = (&mut slot.memory, ended.part) {
+            *buffer = Some(part.buffer);
+        }
         match (ended.result, &slot.action) {
             (Err(error), _) => self.refused(at, Errno::of_io(&error)),
             (Ok(_), Action::Flush) => self.over(at, Ok(())),
@@ -437,21 +534,10 @@ impl Lane {
         } else {
             traffic.end_write(piece.len());
         }
-        let mut copy = || {
-            let all = slot
-                .buffer
-                .as_ref()
-                .map_or(&[][..], AlignedMemory::as_slice);
-            copy(arena, &all[slot.range.clone()])
-        };
-        let outcome = match slot.action {
-            Action::Zeroes(..) => Outcome::Done(Change::Zeroes),
-            Action::Discard => Outcome::Done(Change::Discard),
-            // Outside of the lock that `end` takes, if it can be.
-            _ if interceptor.wants_data() => Outcome::Done(Change::Write(copy())),
-            _ => Outcome::Uncopied(&mut copy),
-        };
-        interceptor.end(self.number, admitted, piece, outcome);
+        let number = self.number;
+        slot.record(interceptor, arena, |outcome| {
+            interceptor.end(number, admitted, piece, outcome);
+        });
         if is_over {
             self.over(at, Ok(()));
         } else {
@@ -469,11 +555,14 @@ impl Lane {
             let outcome = Outcome::Failed;
             self.interceptor.end(self.number, admitted, piece, outcome);
         }
-        let range = slot.range;
+        let part = match slot.memory {
+            Memory::Ours(buffer, range) => buffer.map(|buffer| Part { buffer, range }),
+            Memory::Lent(..) | Memory::None => None,
+        };
         self.events.push_back(Event::Done(Done {
             cookie: slot.cookie,
             result,
-            part: slot.buffer.map(|buffer| Part { buffer, range }),
+            part,
         }));
     }
 }

@@ -9,6 +9,7 @@
 //!   backlog       changes with their data, until they are in the store
 //!   gap           what changed while there was no room for that
 //!   traffic       what was written, by us and by whoever else
+//!   unseen        writes whose data goes past us, while none is recorded
 //!   activity      regions being written, durable before the first write to them
 //!   copying       blocks of one moment that are read while writes go on
 //! usher         the thread that clears what changes wait for
@@ -38,12 +39,14 @@ mod service;
 mod stream;
 mod traffic;
 mod unknown;
+mod unseen;
 mod usher;
 
 pub use backlog::{Batch, Budget, Change, Entry, FallCause, Limits, Read};
 pub use errands::Errands;
 pub use interceptor::{InlineCounters, Interceptor, ModeChange};
 pub use lane::{Event, Lane, REQUEST_MAX};
-pub use request::{Cookie, Done, Durability, Errno, Request, Room};
+pub use request::{Cookie, Done, Durability, Errno, Lent, Request, Room};
 pub use service::{Claim, Entrance, InlineSpec, Kept, Resumed, Service};
 pub use stream::{Blocks, Cut, Moment, Waiting};
+pub use unseen::UnseenWrite;

@@ -1,7 +1,9 @@
 //! What users of a device ask of it, and how it ends: the same for every front.
 
+use crate::capture::inline::unseen::UnseenWrite;
 use crate::error::Error;
 pub use crate::sys::uring::Durability;
+pub use crate::sys::uring::Lent;
 use crate::sys::uring::Part;
 use crate::units::Extent;
 
@@ -28,6 +30,25 @@ pub enum Request {
     Write {
         /// What; as long as the extent.
         from: Part,
+        /// Where to.
+        extent: Extent,
+        /// When it has ended.
+        durability: Durability,
+    },
+    /// As a read, into all of the memory that was lent to the lane's ring.
+    ReadLent {
+        /// Where to; as long as the extent.
+        to: Lent,
+        /// From where.
+        extent: Extent,
+    },
+    /// As a write, of all of the memory that was lent to the lane's ring, whose data nobody
+    /// here sees.
+    WriteLent {
+        /// What; as long as the extent.
+        from: Lent,
+        /// The leave to do so.
+        leave: UnseenWrite,
         /// Where to.
         extent: Extent,
         /// When it has ended.
@@ -81,6 +102,6 @@ pub struct Done {
     pub cookie: Cookie,
     /// How: of a change that failed, any part may be on the device.
     pub result: Result<(), Errno>,
-    /// Its memory.
+    /// Its memory, if it was ours.
     pub part: Option<Part>,
 }

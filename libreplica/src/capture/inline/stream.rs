@@ -52,6 +52,8 @@ pub struct Waiting {
     pub held: ByteLen,
 }
 
+/// How long a moment waits for writes whose data nobody sees.
+const SIGHT_LIMIT: Duration = Duration::from_secs(1);
 /// How far the clock may have been set back without being taken for wrong before.
 const CLOCK_TRUST: Duration = Duration::from_secs(3600);
 const MOMENT: &str = "take a moment of the stream";
@@ -64,8 +66,46 @@ impl Service {
     /// # Errors
     /// [`ErrorKind::State`] while a moment is still being read, or where a write failed and
     /// its range could not be read back yet, or where changes wait that came before a gap:
-    /// those must be in the store first.
+    /// those must be in the store first. Also where writes whose data nobody sees do not end
+    /// within a second.
     pub fn moment(services: &[&Self]) -> Result<(Timestamp, Vec<Moment>)> {
+        let taken = services
+            .iter()
+            .try_for_each(|service| service.see_all())
+            .and_then(|()| Self::moment_in_sight(services));
+        if taken.is_err() {
+            services.iter().for_each(|service| {
+                let state = lock(&service.interceptor().state);
+                service.interceptor().set_sight(state.backlog.mode());
+            });
+        }
+        taken
+    }
+
+    /// Waits until the data of every change that is under way is seen, and of those to come.
+    fn see_all(&self) -> Result<()> {
+        let interceptor = self.interceptor();
+        let state = lock(&interceptor.state);
+        self.is_ready(&state)?;
+        interceptor.unseen.forbid();
+        drop(state);
+        interceptor.unseen.wait_for_end(SIGHT_LIMIT);
+        self.is_in_sight()
+    }
+
+    /// Whether every change that is under way is seen: not if some did not end in time, nor if
+    /// the backlog fell to another mode meanwhile, which allows them again.
+    fn is_in_sight(&self) -> Result<()> {
+        let interceptor = self.interceptor();
+        if interceptor.unseen.is_over() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::State, MOMENT)
+            .path(&interceptor.path)
+            .detail("writes that were passed on without a copy have not ended yet"))
+    }
+
+    fn moment_in_sight(services: &[&Self]) -> Result<(Timestamp, Vec<Moment>)> {
         // In one order, whoever asks: two groups never wait for each other.
         let mut order: Vec<usize> = (0..services.len()).collect();
         order.sort_by_key(|&n| std::ptr::from_ref(services[n].interceptor()) as usize);
@@ -75,6 +115,7 @@ impl Service {
             .collect();
         for (n, state) in &states {
             services[*n].is_ready(state)?;
+            services[*n].is_in_sight()?;
         }
         // The clock may have been set back.
         let now = states

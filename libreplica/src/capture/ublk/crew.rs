@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-use crate::capture::inline::Entrance;
 use crate::capture::ublk::host::{Host, block_node};
 use crate::capture::ublk::queue::{Ending, Order, Orders, Post, Queue, open_lane};
+use crate::capture::ublk::transfers::Supply;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::sys::ublk::{Device, DeviceNumber, QueueNumber};
 use crate::sys::uring::Wake;
@@ -43,7 +43,7 @@ impl Crew {
     /// its end, once it has served.
     pub fn call<M: From<Report> + Send + 'static>(
         host: &Arc<Host>,
-        entrance: &Entrance,
+        supply: &Supply,
         device: &Device,
         reports: &Sender<M>,
     ) -> Result<Self> {
@@ -64,14 +64,16 @@ impl Crew {
                 depth: device.depth,
                 orders: Arc::clone(&crew.orders),
                 wake: Wake::new().at(OPERATION, node)?,
+                granted: device.features,
+                supply: supply.clone(),
             };
             crew.wakes.push(post.wake.clone());
             let (file, files) = channel();
             crew.files.push(file);
-            let (entrance, ready, reports) = (entrance.clone(), ready.clone(), reports.clone());
+            let (ready, reports) = (ready.clone(), reports.clone());
             let name = format!("ublk{}-{queue}", device.number);
             let builder = std::thread::Builder::new().name(name);
-            let thread = builder.spawn(move || work(&entrance, post, &files, &ready, &reports));
+            let thread = builder.spawn(move || work(post, &files, &ready, &reports));
             crew.threads.push(thread.at("start a thread", node)?);
         }
         crew.all_answer()?;
@@ -126,14 +128,13 @@ impl Drop for Crew {
 
 /// A thread's life; what is left of its queue.
 fn work<M: From<Report>>(
-    entrance: &Entrance,
     post: Post,
     files: &Receiver<Arc<File>>,
     ready: &Sender<Result<()>>,
     reports: &Sender<M>,
 ) -> Option<Queue> {
-    let lane = match guarded(|| open_lane(entrance, post.depth)) {
-        Ok(lane) => lane,
+    let (lane, way) = match guarded(|| open_lane(&post)) {
+        Ok(opened) => opened,
         Err(error) => {
             let _ = ready.send(Err(error));
             return None;
@@ -141,7 +142,7 @@ fn work<M: From<Report>>(
     };
     let _ = ready.send(Ok(()));
     let file = files.recv().ok()?;
-    let mut queue = match guarded(|| Queue::take(lane, file, post)) {
+    let mut queue = match guarded(|| Queue::take(lane, way, file, post)) {
         Ok(queue) => queue,
         Err(error) => {
             let _ = ready.send(Err(error));

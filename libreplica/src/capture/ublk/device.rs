@@ -9,6 +9,7 @@ use crate::capture::inline::Entrance;
 use crate::capture::ublk::host::{self, Host, block_node};
 use crate::capture::ublk::profile;
 use crate::capture::ublk::spec::{How, Started, State, UblkSpec, UblkStatus};
+use crate::capture::ublk::transfers::{Supply, Tally};
 use crate::capture::ublk::watch::{CUT_SHORT, Message, Shared, Watcher, begin, take_over};
 use crate::error::{IoContext, Result};
 use crate::sys::ublk::DeviceNumber;
@@ -47,12 +48,17 @@ impl UblkDevice {
         let host = Arc::new(Host::open()?);
         let parameters = profile::of(entrance.disk(), entrance.geometry());
         let mark = host::mark_of(spec.volume);
+        let supply = Supply {
+            entrance,
+            copying: spec.copying,
+            tally: Arc::new(Tally::default()),
+        };
         let (messages, received) = channel();
         let mut trouble = None;
         let mut left = None;
         if let Some(device) = host.find(mark) {
             host.check(device.number, parameters)?;
-            let taken = take_over(&host, &entrance, &device, spec.patience, &messages)?;
+            let taken = take_over(&host, &supply, &device, spec.patience, &messages)?;
             left = taken.map(|crew| (device, crew, Started::TakenOver));
             if left.is_none() {
                 let node = block_node(device.number);
@@ -66,8 +72,8 @@ impl UblkDevice {
         let (device, crew, started) = match left {
             Some(left) => left,
             None => {
-                let device = host.add(&spec.to_add(mark), parameters)?;
-                let crew = begin(&host, &entrance, &device, &messages)?;
+                let device = host.add(&spec.to_add(mark, host.offered), parameters)?;
+                let crew = begin(&host, &supply, &device, &messages)?;
                 (device, crew, Started::Added)
             }
         };
@@ -79,14 +85,16 @@ impl UblkDevice {
             depth: device.depth,
             offered: host.offered,
             granted: device.features,
+            uncopied: supply.tally.now(),
             state: State::Serving,
             failures: 0,
             trouble,
         };
-        let shared = Arc::new(Shared::new(host, status));
+        let tally = Arc::clone(&supply.tally);
+        let shared = Arc::new(Shared::new(host, status, tally));
         let watcher = Watcher {
             shared: Arc::clone(&shared),
-            entrance,
+            supply,
             device,
             patience: spec.patience,
             messages: messages.clone(),
@@ -116,7 +124,10 @@ impl UblkDevice {
 
     /// What is to be known of it now.
     pub fn status(&self) -> UblkStatus {
-        self.shared.status().clone()
+        UblkStatus {
+            uncopied: self.shared.tally.now(),
+            ..self.shared.status().clone()
+        }
     }
 
     /// Ends the service; a second time it does nothing, but removes what was detached. Waits

@@ -8,15 +8,17 @@
 //! host         commands to the driver, with what to do where they fail
 //! crew         the threads of all queues
 //! queue        one queue, its thread and its lane
+//! transfers    which way the data of requests goes: copied, or not
 //! buffers      memory of requests, used again
 //! spec         what is to be served, and what is to be known of it
 //! profile      what users see of the device: that of the disk behind it
 //! ```
 //!
-//! Data is always copied: from the request's pages into memory of ours before a write begins,
+//! The data of a write is copied from the request's pages into memory of ours before it begins,
 //! so that the device and the log get the same bytes whatever the writer does to its pages
-//! meanwhile. Kernels from 6.16 on could let reads go without (`UBLK_F_AUTO_BUF_REG`); whether
-//! this one does is reported ([`UblkStatus::offers_zero_copy`]), but not used.
+//! meanwhile. Reads go without a copy, where the kernel can do that (6.16), and so do writes
+//! while no data is recorded: see `transfers.rs`. What was granted is reported
+//! ([`UblkStatus::granted`]), and how often it was of use.
 //!
 //! When the process dies, however it dies, the device stays, its users wait, and the next
 //! process goes on; what was in hand comes again. The kernel's driver does that
@@ -40,9 +42,11 @@ mod leftover;
 mod profile;
 mod queue;
 mod spec;
+mod transfers;
 mod watch;
 
 pub use crate::sys::ublk::{DeviceNumber, Features};
 pub use device::UblkDevice;
 pub use leftover::Leftover;
 pub use spec::{How, Started, State, UblkSpec, UblkStatus};
+pub use transfers::{Copying, Uncopied};

@@ -16,6 +16,12 @@ const SECTOR: u64 = 512;
 /// The driver takes nothing below, and no logical sector above.
 const PAGE_SHIFT: u8 = 12;
 
+/// The alignment of memory that disks want which do not say: that of the smallest sector.
+const MEMORY_MASK: u32 = 511;
+/// The driver takes no stricter one: a disk that wants it refuses some requests' pages, and
+/// those are copied.
+const MEMORY_MASK_MAX: u64 = 4095;
+
 /// What users of a device with `disk` behind it see.
 pub(super) fn of(disk: &BlockDevice, geometry: Geometry) -> Parameters {
     let limit = |name: &str| disk.queue_limit(name);
@@ -48,7 +54,13 @@ pub(super) fn of(disk: &BlockDevice, geometry: Geometry) -> Parameters {
         discard_alignment: 0,
         // Where the disk has no such command, the kernel writes zeroes to it.
         longest_zeroes: longest_range as u32,
+        memory_mask: limit("dma_alignment").map_or(MEMORY_MASK, memory_mask),
     }
+}
+
+fn memory_mask(wanted: u64) -> u32 {
+    let bytes = wanted.min(MEMORY_MASK_MAX) + 1;
+    bytes.next_power_of_two() as u32 - 1
 }
 
 /// A power of two as such; `None` for what is none.

@@ -3,18 +3,20 @@
 //!
 //! The data of requests is copied at once, by reads and writes of /dev/ublkcN: through the
 //! ring the kernel would hand each copy to another thread, for the file knows no other way
-//! (it has no `FMODE_NOWAIT`).
+//! (it has no `FMODE_NOWAIT`). What need not be copied is not: see `transfers.rs`. A request
+//! that is refused so is begun again, and copied.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::capture::inline::{Cookie, Done, Entrance, Errno, Event, Lane, Request, Room};
+use crate::capture::inline::{Cookie, Done, Errno, Event, Lane, Request, Room};
 use crate::capture::ublk::buffers::Buffers;
+use crate::capture::ublk::transfers::{Supply, Way};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::sys::ublk::{
-    Action, IoRequest, QueueNumber, Requests, Tag, commit, data_offset, fetch,
+    Action, Features, IoRequest, Pages, QueueNumber, Requests, Tag, commit, data_offset, fetch,
     serve_without_reclaim,
 };
 use crate::sys::uring::{Ended, Handle, Operation, Part, Token, Wake, shared};
@@ -67,6 +69,16 @@ pub(super) struct Post {
     pub depth: u16,
     pub orders: Arc<Orders>,
     pub wake: Wake,
+    /// What the device was granted.
+    pub granted: Features,
+    pub supply: Supply,
+}
+
+/// A request that was begun.
+#[derive(Clone, Copy, Debug)]
+struct InHand {
+    request: IoRequest,
+    way: Way,
 }
 
 /// A queue that is being served.
@@ -75,29 +87,45 @@ pub(super) struct Queue {
     /// /dev/ublkcN.
     file: Arc<File>,
     lane: Lane,
+    /// Which way data goes that nobody needs to see.
+    way: Way,
     requests: Requests,
     buffers: Buffers,
     handle: Handle,
     waking: Handle,
     /// The request in hand, for each tag.
-    in_hand: Vec<Option<IoRequest>>,
+    in_hand: Vec<Option<InHand>>,
     count: usize,
     ending: Option<Ending>,
 }
 
-/// A lane for the calling thread, which will serve a queue of `depth` requests.
-pub(super) fn open_lane(entrance: &Entrance, depth: u16) -> Result<Lane> {
+/// A lane for the calling thread, which will serve a queue, and which way data can go there.
+pub(super) fn open_lane(post: &Post) -> Result<(Lane, Way)> {
     if let Err(error) = serve_without_reclaim() {
         tracing::warn!("a queue's thread is not known to serve a block device: {error}");
     }
+    let Supply {
+        entrance, copying, ..
+    } = &post.supply;
     // Each tag has one operation at a time; and there is the sleep.
-    entrance.lane(u32::from(depth) + 1)
+    let lane = entrance.lane(u32::from(post.depth) + 1)?;
+    if !copying.is_spared_by(post.granted) {
+        return Ok((lane, Way::Copied));
+    }
+    Ok(match lane.make_room_for_lent(post.depth) {
+        Ok(()) => (lane, Way::Lent),
+        // The driver then lends nothing.
+        Err(error) => {
+            tracing::warn!("all data is copied, for the kernel cannot do without: {error}");
+            (lane, Way::Copied)
+        }
+    })
 }
 
 impl Queue {
     /// Takes the queue: from now on its requests come to the calling thread. Quick, for a
     /// process that dies in the midst of it leaves a device that cannot be taken over.
-    pub fn take(mut lane: Lane, file: Arc<File>, post: Post) -> Result<Self> {
+    pub fn take(mut lane: Lane, way: Way, file: Arc<File>, post: Post) -> Result<Self> {
         let path = || format!("/dev/ublkc*, queue {}", post.queue.0);
         let copy = file.try_clone().at(OPERATION, path())?;
         let handle = lane.add(shared(copy));
@@ -115,6 +143,7 @@ impl Queue {
             post,
             file,
             lane,
+            way,
             requests,
             buffers: Buffers::default(),
             handle,
@@ -202,15 +231,46 @@ impl Queue {
     }
 
     fn begin(&mut self, tag: Tag, request: IoRequest) {
+        let without = match (self.way, request.pages) {
+            (Way::Lent, Pages::Lent) => self.without_a_copy(tag, request),
+            _ => None,
+        };
+        match without {
+            Some(passed_on) => self.pass_on(tag, request, Way::Lent, passed_on),
+            None => self.begin_with_a_copy(tag, request),
+        }
+    }
+
+    fn begin_with_a_copy(&mut self, tag: Tag, request: IoRequest) {
         match self.translate(tag, request) {
-            Ok(passed_on) => {
-                if let Some(slot) = self.in_hand.get_mut(usize::from(tag.0)) {
-                    *slot = Some(request);
-                    self.count += 1;
-                    self.lane.begin(Cookie(u64::from(tag.0)), passed_on);
-                }
-            }
+            Ok(passed_on) => self.pass_on(tag, request, Way::Copied, passed_on),
             Err(errno) => self.commit(tag, Err(errno)),
+        }
+    }
+
+    fn pass_on(&mut self, tag: Tag, request: IoRequest, way: Way, passed_on: Request) {
+        if let Some(slot) = self.in_hand.get_mut(usize::from(tag.0)) {
+            *slot = Some(InHand { request, way });
+            self.count += 1;
+            self.lane.begin(Cookie(u64::from(tag.0)), passed_on);
+        }
+    }
+
+    /// The request as the lane takes it whose data nobody needs to see; `None` if somebody does.
+    fn without_a_copy(&self, tag: Tag, request: IoRequest) -> Option<Request> {
+        let extent = request.extent;
+        match request.action {
+            Action::Read => Some(Request::ReadLent {
+                to: tag.lent(),
+                extent,
+            }),
+            Action::Write(durability) => Some(Request::WriteLent {
+                from: tag.lent(),
+                leave: self.lane.begin_unseen()?,
+                extent,
+                durability,
+            }),
+            _ => None,
         }
     }
 
@@ -271,16 +331,31 @@ impl Queue {
     fn done(&mut self, done: Done) {
         let tag = Tag(done.cookie.0 as u16);
         let slot = self.in_hand.get_mut(usize::from(tag.0));
-        let Some(request) = slot.and_then(Option::take) else {
+        let Some(InHand { request, way }) = slot.and_then(Option::take) else {
             return;
         };
         self.count -= 1;
+        if let Err(errno) = done.result
+            && way.may_be_to_blame(errno)
+        {
+            self.post.supply.tally.add_refused();
+            return self.begin_with_a_copy(tag, request);
+        }
         let bytes = request.extent.len().get() as u32;
         let result = match (done.result, request.action, &done.part) {
             (Err(errno), ..) => Err(errno),
             (Ok(()), Action::Read, Some(part)) => self.copy_out(tag, part.bytes()).map(|()| bytes),
+            (Ok(()), Action::Read, None) if way == Way::Lent => {
+                self.post.supply.tally.add_read();
+                Ok(bytes)
+            }
             (Ok(()), Action::Read, None) => Err(Errno::EIO),
-            (Ok(()), Action::Write(_), _) => Ok(bytes),
+            (Ok(()), Action::Write(_), _) => {
+                if way == Way::Lent {
+                    self.post.supply.tally.add_write();
+                }
+                Ok(bytes)
+            }
             (Ok(()), ..) => Ok(0),
         };
         if let Some(part) = done.part {

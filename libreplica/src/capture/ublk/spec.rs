@@ -3,6 +3,7 @@
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use crate::capture::ublk::transfers::{Copying, Uncopied, ZERO_COPY};
 use crate::capture::ublk::{host, profile};
 use crate::id::VolumeId;
 use crate::sys::ublk::{Added, DeviceNumber, Features};
@@ -26,6 +27,8 @@ pub struct UblkSpec {
     pub depth: u16,
     /// How long to wait for the process that served it before to be gone.
     pub patience: Duration,
+    /// When data is copied. A device that is taken over was granted what it was granted.
+    pub copying: Copying,
 }
 
 impl UblkSpec {
@@ -37,11 +40,12 @@ impl UblkSpec {
             queues: None,
             depth: DEPTH,
             patience: Duration::from_secs(30),
+            copying: Copying::WhereNeeded,
         }
     }
 
-    /// What the driver is to add.
-    pub(super) fn to_add(&self, mark: u64) -> Added {
+    /// What a driver is to add that offers this.
+    pub(super) fn to_add(&self, mark: u64, offered: Features) -> Added {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let usual = processors.min(QUEUES_MAX) as u16;
         Added {
@@ -49,7 +53,11 @@ impl UblkSpec {
             queues: self.queues.map_or(usual, NonZeroU16::get),
             depth: self.depth,
             longest: profile::LONGEST.get() as u32,
-            features: host::NEEDED,
+            features: if self.copying.is_spared_by(offered) {
+                host::NEEDED.and(ZERO_COPY)
+            } else {
+                host::NEEDED
+            },
             mark,
         }
     }
@@ -103,6 +111,8 @@ pub struct UblkStatus {
     pub offered: Features,
     /// What it has granted this device.
     pub granted: Features,
+    /// Requests whose data was not copied, since this process serves it.
+    pub uncopied: Uncopied,
     /// What it does.
     pub state: State,
     /// How often it was taken over since the start, as a thread had failed.
@@ -125,9 +135,8 @@ impl State {
 }
 
 impl UblkStatus {
-    /// Whether the kernel would let reads go without a copy (6.16).
-    pub const fn offers_zero_copy(&self) -> bool {
-        let needed = Features::ZERO_COPY.and(Features::AUTO_BUF_REG);
-        self.offered.has(needed)
+    /// Whether data is copied only where it must be, as the kernel has granted zero copy (6.16).
+    pub const fn has_zero_copy(&self) -> bool {
+        self.granted.has(ZERO_COPY)
     }
 }

@@ -8,11 +8,11 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::capture::inline::Entrance;
 use crate::capture::ublk::crew::{Crew, Report};
 use crate::capture::ublk::host::{Host, block_node};
 use crate::capture::ublk::queue::Ending;
 use crate::capture::ublk::spec::{State, UblkStatus};
+use crate::capture::ublk::transfers::{Supply, Tally};
 use crate::error::Result;
 use crate::sys::ublk::{Device, DeviceState, Remains};
 
@@ -42,15 +42,17 @@ impl From<Report> for Message {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub host: Arc<Host>,
+    pub tally: Arc<Tally>,
     status: Mutex<UblkStatus>,
     /// What ends now does so because we want it.
     leaving: AtomicBool,
 }
 
 impl Shared {
-    pub fn new(host: Arc<Host>, status: UblkStatus) -> Self {
+    pub fn new(host: Arc<Host>, status: UblkStatus, tally: Arc<Tally>) -> Self {
         Self {
             host,
+            tally,
             status: Mutex::new(status),
             leaving: AtomicBool::new(false),
         }
@@ -77,12 +79,12 @@ impl Shared {
 /// Serves a new device and shows it.
 pub(super) fn begin(
     host: &Arc<Host>,
-    entrance: &Entrance,
+    supply: &Supply,
     device: &Device,
     messages: &Sender<Message>,
 ) -> Result<Crew> {
     let number = device.number;
-    let begun = Crew::call(host, entrance, device, messages).and_then(|crew| {
+    let begun = Crew::call(host, supply, device, messages).and_then(|crew| {
         crew.serve(host.open_queues(number)?)?;
         host.launch(device).inspect_err(|_| {
             // With its crew: the kernel waits for what that has in hand.
@@ -98,13 +100,13 @@ pub(super) fn begin(
 /// Serves a device that has lost its server; `None` if that is not possible any more.
 pub(super) fn take_over(
     host: &Arc<Host>,
-    entrance: &Entrance,
+    supply: &Supply,
     device: &Device,
     patience: Duration,
     messages: &Sender<Message>,
 ) -> Result<Option<Crew>> {
     let number = device.number;
-    let crew = Crew::call(host, entrance, device, messages)?;
+    let crew = Crew::call(host, supply, device, messages)?;
     match host.inspect(device, patience)? {
         Remains::Served => host.begin_recovery(number, patience)?,
         // It was begun.
@@ -119,7 +121,7 @@ pub(super) fn take_over(
 /// The thread that watches over the crew.
 pub(super) struct Watcher {
     pub shared: Arc<Shared>,
-    pub entrance: Entrance,
+    pub supply: Supply,
     pub device: Device,
     pub patience: Duration,
     pub messages: Sender<Message>,
@@ -206,7 +208,7 @@ impl Watcher {
             return self.give_up(format!("failed too often: {trouble}"));
         }
         let (host, device) = (&self.shared.host, &self.device);
-        let taken = take_over(host, &self.entrance, device, self.patience, &self.messages);
+        let taken = take_over(host, &self.supply, device, self.patience, &self.messages);
         match taken {
             Ok(Some(crew)) => {
                 self.shared.enter(State::Serving);

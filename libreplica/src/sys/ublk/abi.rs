@@ -80,8 +80,8 @@ pub(super) struct DeviceInfo {
 }
 const _: () = assert!(size_of::<DeviceInfo>() == 64);
 
-/// `struct ublk_params` up to the discard parameters. What follows (`devt`, `zoned`, ...) is
-/// not used; `len` says where ours end.
+/// `struct ublk_params` up to the alignment of memory, which the driver has since kernel 6.15;
+/// one before takes what it knows. What follows is not used; `len` says where ours end.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub(super) struct RawParameters {
@@ -104,15 +104,21 @@ pub(super) struct RawParameters {
     pub max_write_zeroes_sectors: u32,
     pub max_discard_segments: u16,
     pub reserved0: u16,
+    // struct ublk_param_devt, struct ublk_param_zoned
+    pub devt: [u32; 4],
+    pub zoned: [u32; 8],
+    // struct ublk_param_dma_align
+    pub memory_mask: u32,
+    pub pad: u32,
     /// The first word of what follows; not part of `len`.
     pub behind: u32,
 }
-const _: () = assert!(size_of::<RawParameters>() == 64);
+const _: () = assert!(size_of::<RawParameters>() == 120);
 
 /// Bytes of [`RawParameters`] that the driver takes and gives.
-const PARAMETERS_LEN: u32 = 60;
-/// `UBLK_PARAM_TYPE_BASIC | UBLK_PARAM_TYPE_DISCARD`.
-const PARAMETERS_TYPES: u32 = 1 | 1 << 1;
+const PARAMETERS_LEN: u32 = 116;
+/// `UBLK_PARAM_TYPE_BASIC | UBLK_PARAM_TYPE_DISCARD | UBLK_PARAM_TYPE_DMA_ALIGN`.
+const PARAMETERS_TYPES: u32 = 1 | 1 << 1 | 1 << 4;
 const ATTR_ROTATIONAL: u32 = 1 << 1;
 const ATTR_VOLATILE_CACHE: u32 = 1 << 2;
 const ATTR_FUA: u32 = 1 << 3;
@@ -160,7 +166,7 @@ impl Features {
     /// Each of a queue's tags may have a thread of its own (6.16).
     pub const PER_IO_DAEMON: Self = Self(1 << 13);
 
-    const NAMES: [(u32, &str); 19] = [
+    const NAMES: [(u32, &str); 20] = [
         (0, "zero-copy"),
         (1, "complete-in-task"),
         (2, "need-get-data"),
@@ -180,6 +186,7 @@ impl Features {
         (16, "integrity"),
         (17, "safe-stop"),
         (18, "no-auto-part-scan"),
+        (19, "shmem-zc"),
     ];
 
     /// Those of either.
@@ -278,6 +285,9 @@ pub struct Parameters {
     pub discard_alignment: u32,
     /// The longest request to write zeroes, in units of 512 bytes.
     pub longest_zeroes: u32,
+    /// What the addresses of users' memory are multiples of, less one, at most 4095: where a
+    /// disk is to read and write that memory itself, what the disk wants.
+    pub memory_mask: u32,
 }
 
 impl Parameters {
@@ -302,6 +312,10 @@ impl Parameters {
             // The driver takes no other number.
             max_discard_segments: 1,
             reserved0: 0,
+            devt: [0; 4],
+            zoned: [0; 8],
+            memory_mask: self.memory_mask,
+            pad: 0,
             behind: 0,
         }
     }
@@ -319,6 +333,7 @@ impl Parameters {
             discard_granularity: raw.discard_granularity,
             discard_alignment: raw.discard_alignment,
             longest_zeroes: raw.max_write_zeroes_sectors,
+            memory_mask: raw.memory_mask,
         }
     }
 
@@ -352,6 +367,8 @@ mod tests {
         assert_eq!(offset_of!(DeviceInfo, ublksrv_flags), 32);
         assert_eq!(offset_of!(RawParameters, dev_sectors), 24);
         assert_eq!(offset_of!(RawParameters, discard_alignment), 40);
+        assert_eq!(offset_of!(RawParameters, devt), 60);
+        assert_eq!(offset_of!(RawParameters, memory_mask), 108);
         assert_eq!(offset_of!(RawParameters, behind), PARAMETERS_LEN as usize);
         assert_eq!(offset_of!(CtrlCommand, addr), 8);
         assert_eq!(offset_of!(CtrlCommand, dev_path_len), 24);

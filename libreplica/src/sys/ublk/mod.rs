@@ -4,10 +4,12 @@
 //! [`commit`]), which are commands on the device `/dev/ublkcN` for the ring of the thread
 //! that serves the queue.
 //!
-//! Everything here follows the kernel's header `include/uapi/linux/ublk_cmd.h` (6.12) and
-//! Documentation/block/ublk.rst. Data is copied between a request's pages and our memory by
-//! reads and writes of `/dev/ublkcN` at [`data_offset`] (`UBLK_F_USER_COPY`): so a driver's
-//! command never carries an address.
+//! Everything here follows the kernel's header `include/uapi/linux/ublk_cmd.h` (6.12, and 7.3
+//! for what is newer) and Documentation/block/ublk.rst. Data is copied between a request's
+//! pages and our memory by reads and writes of `/dev/ublkcN` at [`data_offset`]
+//! (`UBLK_F_USER_COPY`): so a driver's command never carries an address. Or it is not copied:
+//! the driver lends the ring the request's pages ([`Tag::lent`], `UBLK_F_AUTO_BUF_REG`), for as
+//! long as the request is ours. A device may have both, and each request goes one way.
 
 mod abi;
 mod control;
@@ -16,7 +18,8 @@ mod requests;
 pub use abi::{DeviceState, Features, Parameters};
 pub use control::{Added, Control, Device, DeviceNumber};
 pub use requests::{
-    Action, IoRequest, QueueNumber, Remains, Requests, Tag, commit, data_offset, fetch, inspect,
+    Action, IoRequest, Pages, QueueNumber, Remains, Requests, Tag, commit, data_offset, fetch,
+    inspect,
 };
 
 use std::io;

@@ -13,7 +13,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use zerocopy::IntoBytes;
 
 use crate::sys::ublk::abi::{self, IoCommand, IoDescriptor};
-use crate::sys::uring::{Durability, Operation};
+use crate::sys::uring::{Durability, Lent, Operation};
 use crate::units::{ByteLen, ByteOffset, Extent};
 
 /// `UBLK_MAX_QUEUE_DEPTH`.
@@ -29,6 +29,10 @@ const SECTOR: u64 = 512;
 const FORCED: u32 = 1 << 13;
 /// `UBLK_IO_F_NOUNMAP`.
 const KEEP: u32 = 1 << 15;
+/// `UBLK_IO_F_NEED_REG_BUF`.
+const NOT_LENT: u32 = 1 << 17;
+/// `UBLK_AUTO_BUF_REG_FALLBACK`, where `struct ublk_auto_buf_reg` has its flags.
+const OR_NOT_LENT: u64 = 1 << 16;
 
 /// A queue of a device, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,6 +71,25 @@ pub struct IoRequest {
     pub action: Action,
     /// Where; empty for a flush.
     pub extent: Extent,
+    /// Whether its pages are lent to the ring, if they were to be.
+    pub pages: Pages,
+}
+
+/// What becomes of a request's pages while it is ours, on a device that was granted
+/// [`Features::AUTO_BUF_REG`](super::Features::AUTO_BUF_REG).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// They are lent to the ring, under the number of the tag.
+    Lent,
+    /// The ring could not take them.
+    Kept,
+}
+
+impl Tag {
+    /// Under which number the pages of this tag's requests are lent to the ring of its queue.
+    pub const fn lent(self) -> Lent {
+        Lent(self.0)
+    }
 }
 
 impl IoRequest {
@@ -94,7 +117,16 @@ impl IoRequest {
             Action::Flush => Extent::default(),
             _ => Extent::new(start, len).unwrap_or_default(),
         };
-        Self { action, extent }
+        let pages = if flags & NOT_LENT == 0 {
+            Pages::Lent
+        } else {
+            Pages::Kept
+        };
+        Self {
+            action,
+            extent,
+            pages,
+        }
     }
 }
 
@@ -161,7 +193,8 @@ impl Drop for Requests {
 
 /// Takes the first request of a tag: ends with 0 when there is one, with `ENODEV` when the
 /// device is being stopped or recovered. Once for each tag of a queue, by the thread that
-/// will serve it (`UBLK_U_IO_FETCH_REQ`).
+/// will serve it (`UBLK_U_IO_FETCH_REQ`). Where the driver lends pages it lends this ring those
+/// of the request, if the ring has room for them.
 pub fn fetch(queue: QueueNumber, tag: Tag) -> Operation {
     command(abi::io::FETCH_REQ, queue, tag, 0)
 }
@@ -217,7 +250,9 @@ fn command(code: u32, queue: QueueNumber, tag: Tag, result: i32) -> Operation {
     };
     let mut bytes = [0; 16];
     bytes.copy_from_slice(command.as_bytes());
-    Operation::Command { code, bytes }
+    // `struct ublk_auto_buf_reg`; other devices' drivers do not look at it.
+    let word = u64::from(tag.lent().0) | OR_NOT_LENT;
+    Operation::Command { code, bytes, word }
 }
 
 /// Where in /dev/ublkcN the data of a tag's request begins: reads there give what is to be
@@ -260,6 +295,8 @@ mod tests {
         };
         assert_eq!(decode(5 | KEEP | FORCED, 1, 0).action, keep);
         assert_eq!(decode(4, 1, 0).action, Action::Unknown(4));
+        assert_eq!(decode(1, 1, 0).pages, Pages::Lent);
+        assert_eq!(decode(1 | NOT_LENT, 1, 0).pages, Pages::Kept);
         // What cannot be is empty, and will be refused.
         assert_eq!(decode(0, 1, u64::MAX / 2).extent, Extent::default());
     }
@@ -274,6 +311,11 @@ mod tests {
         assert_eq!(result(Err(5))[4..8], (-5_i32).to_ne_bytes());
         assert_eq!(result(Err(-5))[4..8], (-5_i32).to_ne_bytes());
         assert_eq!(result(Ok(0))[8..], [0; 8]);
+        let Operation::Command { word, .. } = fetch(QueueNumber(1), Tag(0x102)) else {
+            panic!("not a command")
+        };
+        // index, flags and two fields that are zero, as `struct ublk_auto_buf_reg` has them.
+        assert_eq!(word.to_le_bytes(), [2, 1, 1, 0, 0, 0, 0, 0]);
         assert_eq!(data_offset(QueueNumber(0), Tag(0)), 0x8000_0000);
         let far = data_offset(QueueNumber(3), Tag(127));
         assert_eq!((far - DATA) >> 41, 3);

@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use io_uring::types::Fd;
 use io_uring::{opcode, squeue};
 
-use super::{Durability, Handle, Operation, Part};
+use super::{Durability, Handle, LentPart, Operation, Part};
 
 /// What the kernel may touch until the operation has ended.
 pub(super) enum Held {
@@ -14,6 +14,8 @@ pub(super) enum Held {
     /// Nothing, and it ends when a driver says so: perhaps never.
     NothingForever,
     Part(Part),
+    /// What a driver has lent, and holds itself.
+    Lent(LentPart),
     /// What an eventfd counts.
     Count {
         _to: Box<u64>,
@@ -50,6 +52,8 @@ pub(super) fn is_within(operation: &Operation) -> bool {
             let Range { start, end } = part.range;
             start <= end && end <= part.buffer.as_slice().len() && end - start <= i32::MAX as usize
         }
+        // The kernel knows what was lent.
+        Operation::ReadLent { .. } | Operation::WriteLent { .. } => true,
         Operation::Flush | Operation::Sleep | Operation::Command { .. } => true,
     }
 }
@@ -64,8 +68,10 @@ fn at_part(part: &Part) -> (*mut u8, u32) {
 /// How to start an operation anew, if it is one that may have to be.
 pub(super) const fn again(file: Handle, operation: &Operation) -> Option<Again> {
     let (at, way) = match *operation {
-        Operation::Read { at, .. } => (at, Way::Read),
-        Operation::Write { at, durability, .. } => (at, Way::Write(durability)),
+        Operation::Read { at, .. } | Operation::ReadLent { at, .. } => (at, Way::Read),
+        Operation::Write { at, durability, .. } | Operation::WriteLent { at, durability, .. } => {
+            (at, Way::Write(durability))
+        }
         _ => return None,
     };
     Some(Again { file, at, way })
@@ -77,13 +83,33 @@ pub(super) fn transfer(fd: RawFd, part: &Part, at: u64, way: Way) -> squeue::Ent
     match way {
         Way::Read => opcode::Read::new(Fd(fd), start, len).offset(at).build(),
         Way::Write(durability) => {
-            let flags = match durability {
-                Durability::Cached => 0,
-                Durability::Durable => libc::RWF_DSYNC,
-            };
             let write = opcode::Write::new(Fd(fd), start, len).offset(at);
-            write.rw_flags(flags).build()
+            write.rw_flags(flags_of(durability)).build()
         }
+    }
+}
+
+/// The kernel's entry for a read into, or a write from, lent memory: it has no address, but
+/// begins at zero.
+pub(super) fn transfer_lent(fd: RawFd, part: LentPart, at: u64, way: Way) -> squeue::Entry {
+    let (number, len) = (part.lent.0, part.len);
+    let start = part.start as usize;
+    match way {
+        Way::Read => {
+            let read = opcode::ReadFixed::new(Fd(fd), start as *mut u8, len, number);
+            read.offset(at).build()
+        }
+        Way::Write(durability) => {
+            let write = opcode::WriteFixed::new(Fd(fd), start as *const u8, len, number);
+            write.offset(at).rw_flags(flags_of(durability)).build()
+        }
+    }
+}
+
+const fn flags_of(durability: Durability) -> i32 {
+    match durability {
+        Durability::Cached => 0,
+        Durability::Durable => libc::RWF_DSYNC,
     }
 }
 
@@ -98,6 +124,15 @@ pub(super) fn entry(fd: RawFd, operation: Operation) -> (squeue::Entry, Held) {
         } => {
             let entry = transfer(fd, &from, at, Way::Write(durability));
             (entry, Held::Part(from))
+        }
+        Operation::ReadLent { to, at } => (transfer_lent(fd, to, at, Way::Read), Held::Lent(to)),
+        Operation::WriteLent {
+            from,
+            at,
+            durability,
+        } => {
+            let entry = transfer_lent(fd, from, at, Way::Write(durability));
+            (entry, Held::Lent(from))
         }
         Operation::Flush => {
             let flush = opcode::Fsync::new(Fd(fd)).flags(io_uring::types::FsyncFlags::DATASYNC);
@@ -124,8 +159,9 @@ pub(super) fn entry(fd: RawFd, operation: Operation) -> (squeue::Entry, Held) {
                 Held::Count { _to: count },
             )
         }
-        Operation::Command { code, bytes } => {
+        Operation::Command { code, bytes, word } => {
             let command = opcode::UringCmd16::new(Fd(fd), code).cmd(bytes);
+            let command = command.addr(Some(word));
             (command.build(), Held::NothingForever)
         }
     }
