@@ -91,6 +91,11 @@ impl<R: ReadAt> Log<R> {
         Ok(())
     }
 
+    /// Where its frames end, and the lists of the seal begin.
+    pub const fn frames_end(&self) -> FileOffset {
+        self.trailer.sections_at
+    }
+
     /// What it was opened on.
     pub const fn source(&self) -> &R {
         &self.source

@@ -182,6 +182,11 @@ impl<W: Write> LogWriter<W> {
         self.out.flush().map_err(|error| self.broken(error))
     }
 
+    /// What it writes to.
+    pub const fn get_ref(&self) -> &W {
+        &self.out
+    }
+
     /// Ends the log: the index and all else that a sealed log has, and the trailer.
     /// Durability is the caller's: the file is not synced.
     ///

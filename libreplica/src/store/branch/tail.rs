@@ -128,8 +128,11 @@ impl LogSpec {
     }
 }
 
-/// Seals a log, and makes it durable.
-pub(super) fn seal(writer: LogWriter<BufWriter<StoreFile>>, path: &Path) -> Result<()> {
+/// Seals a log, and makes it durable; its frames first, so that what lies before a seal was on the
+/// medium once, and is damaged if it is not there any more.
+pub(super) fn seal(mut writer: LogWriter<BufWriter<StoreFile>>, path: &Path) -> Result<()> {
+    writer.flush().map_err(|e| Error::log(SEAL, e).path(path))?;
+    writer.get_ref().get_ref().sync()?;
     let (file, _) = writer.seal().map_err(|e| Error::log(SEAL, e).path(path))?;
     let file = file
         .into_inner()

@@ -1,12 +1,15 @@
 //! Taking a branch up again: its sealed logs in order, and the one that a killed process left
 //! unsealed. What of that is whole is written anew into a log of its own, for no log is
 //! ever written on; then the torn one is removed.
+//!
+//! Frames are durable before anything of their seal is written. So if a log ends in a trailer and a
+//! frame before it is not whole, that is damage and no crash: it is told, and nothing is removed.
 
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use hrl_format::units::{Epoch, Timestamp};
+use hrl_format::units::{Epoch, FileOffset, Timestamp};
 use hrl_format::{ChainEnd, Ending, ErrorKind as LogErrorKind, Log, LogHeader, Scanner, VolumeKey};
 
 use super::sealed::Sealed;
@@ -97,11 +100,37 @@ fn settle(spec: &LogSpec, path: PathBuf) -> Result<Option<PathBuf>> {
         durable::remove(&path)?;
         return Ok(None);
     }
-    match Log::open(file, spec.key.as_ref()) {
-        Ok(_) => Ok(Some(path)),
-        Err(e) if is_torn(&e) => mend(spec, &path),
-        Err(e) => Err(Error::log(TAKE_UP, e).path(path)),
+    let log = match Log::open(file, spec.key.as_ref()) {
+        Ok(log) => log,
+        Err(e) if is_torn(&e) => return mend(spec, &path),
+        Err(e) => return Err(Error::log(TAKE_UP, e).path(path)),
+    };
+    match end_of(spec, &path)? {
+        Ending::Sealed(_) => Ok(Some(path)),
+        Ending::Torn { at, cause } if at < log.frames_end() => {
+            Err(damaged_frame(&path, at, &cause))
+        }
+        Ending::Torn { .. } => mend(spec, &path),
     }
+}
+
+/// How a log ends, all of it read.
+fn end_of(spec: &LogSpec, path: &Path) -> Result<Ending> {
+    let file = File::open(path).at(TAKE_UP, path)?;
+    let mut scanner = scan(file, path, spec.key.as_ref())?;
+    let wrong = |e| Error::log(TAKE_UP, e).path(path);
+    while scanner.next_frame().map_err(wrong)?.is_some() {}
+    let ending = scanner.ending().cloned();
+    ending.ok_or_else(|| damaged(TAKE_UP, path, "it does not end"))
+}
+
+/// The error for a log of which a frame was durable once and is not whole any more.
+fn damaged_frame(path: &Path, at: FileOffset, cause: &hrl_format::Error) -> Error {
+    let why = format!("from byte {at} on, though what lies there was synced once: {cause}");
+    damaged(TAKE_UP, path, why).advice(
+        "the log was left as it is: put the file back from a copy of the store; or give up what \
+         was written to this branch, and open the point anew",
+    )
 }
 
 /// Whether a log was not sealed, or not to its end.
@@ -141,13 +170,27 @@ fn mend(spec: &LogSpec, torn: &Path) -> Result<Option<PathBuf>> {
         appended.map_err(|e| Error::log(TAKE_UP, e).path(&scratch))?;
     }
     if let Some(Ending::Torn { at, cause }) = scanner.ending() {
-        tracing::info!(log = %torn.display(), %at, %cause, "a log of a branch was not sealed");
+        say_what_is_cut(torn, *at, cause)?;
     }
     seal(writer, &scratch)?;
     durable::rename(&scratch, &path)?;
     durable::sync_folder(&spec.folder.logs())?;
     durable::remove(torn)?;
     Ok(Some(path))
+}
+
+/// What lies behind the last whole frame of a torn log was never synced, or is part of its seal.
+fn say_what_is_cut(torn: &Path, at: FileOffset, cause: &hrl_format::Error) -> Result<()> {
+    let len = std::fs::metadata(torn).at(TAKE_UP, torn)?.len();
+    let log = torn.display();
+    match len.saturating_sub(at.get()) {
+        0 => tracing::info!(%log, %at, "a log of a branch was not sealed, and is whole"),
+        bytes => tracing::warn!(
+            %log, %at, bytes, %cause,
+            "a log of a branch was not sealed: what is not whole at its end is left out"
+        ),
+    }
+    Ok(())
 }
 
 fn scan(file: File, path: &Path, key: Option<&VolumeKey>) -> Result<Scanner<BufReader<File>>> {
@@ -176,7 +219,11 @@ fn remove_unfinished(spec: &LogSpec) -> Result<()> {
         }
         let is_sealed = |path: &Path| {
             let file = File::open(path).at(TAKE_UP, path)?;
-            Ok::<_, Error>(Log::open(file, spec.key.as_ref()).is_ok())
+            if Log::open(file, spec.key.as_ref()).is_err() {
+                return Ok(false);
+            }
+            let end = end_of(spec, path)?;
+            Ok::<_, Error>(matches!(end, Ending::Sealed(_)))
         };
         let torn = match (is_sealed(a)?, is_sealed(b)?) {
             (true, false) => b,

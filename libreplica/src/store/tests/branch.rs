@@ -3,7 +3,7 @@
 //! step leaves all that was flushed.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hrl_format::VolumeKey;
 use hrl_format::id::{BranchId, PointId};
@@ -287,6 +287,97 @@ fn damage_is_told_and_nothing_is_removed() {
     let policy = "#1".parse().unwrap();
     let later = Timestamp::from_nanos(newest.as_nanos() + 1);
     assert!(history.writer().retain(&policy, later).is_err());
+}
+
+/// A branch with one log, of several frames, and sealed; the log's file, and what it came to.
+fn sealed_log(history: &mut History) -> (BranchId, PathBuf, Vec<u8>) {
+    let (state, mut image) = some_state(history);
+    let branch = create(&history.reader(), state);
+    let mut random = Random::new(7);
+    for _ in 0..4 {
+        (0..4).for_each(|_| change(&branch, &mut image, &mut random));
+        branch.flush().unwrap();
+    }
+    branch.seal().unwrap();
+    let path = branch.logs()[0].path.clone();
+    (branch.info().id, path, image)
+}
+
+/// Where the frames of a log end.
+fn frames_end(path: &Path) -> usize {
+    let file = std::fs::File::open(path).unwrap();
+    let log = hrl_format::Log::open(file, None).unwrap();
+    log.frames_end().get() as usize
+}
+
+#[test]
+fn a_frame_that_is_damaged_before_a_seal_is_told_and_stays() {
+    for seed in [2, 3] {
+        let scratch = Scratch::in_memory();
+        let mut history = history(&scratch.path().join("store"), seed);
+        let (id, path, image) = sealed_log(&mut history);
+        let whole = std::fs::read(&path).unwrap();
+        let end = frames_end(&path);
+        let reader = history.reader();
+        let names = |path: &Path| std::fs::read_dir(path.parent().unwrap()).unwrap().count();
+        for at in (4096..end).step_by(1999) {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 0x10;
+            std::fs::write(&path, &flipped).unwrap();
+            let error = reader.open_branch(id).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Damaged, "byte {at}: {error}");
+            assert!(error.to_string().contains(".hrl"), "{error}");
+            assert!(std::fs::read(&path).unwrap() == flipped, "byte {at}");
+            assert_eq!(names(&path), 1, "byte {at}");
+        }
+        // Lost as if it had never reached the medium, which cannot be: it was synced.
+        let mut lost = whole.clone();
+        lost[end - 4096..end].fill(0);
+        std::fs::write(&path, &lost).unwrap();
+        let error = reader.open_branch(id).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+        assert!(std::fs::read(&path).unwrap() == lost);
+        std::fs::write(&path, &whole).unwrap();
+        assert_is(&reader.open_branch(id).unwrap(), &image);
+    }
+}
+
+#[test]
+fn a_seal_that_was_cut_short_costs_nothing() {
+    for seed in [2, 3] {
+        let scratch = Scratch::in_memory();
+        let mut history = history(&scratch.path().join("store"), seed);
+        let (id, path, image) = sealed_log(&mut history);
+        let whole = std::fs::read(&path).unwrap();
+        let end = frames_end(&path);
+        let reader = history.reader();
+        let mut torn: Vec<Vec<u8>> = Vec::new();
+        for page in (end..whole.len()).step_by(4096) {
+            torn.push(whole[..page].to_vec());
+            torn.push(whole[..page + 77].to_vec());
+            // Pages reach the medium in any order.
+            let mut lost = whole.clone();
+            lost[page..page + 4096].fill(0);
+            torn.push(lost);
+        }
+        assert!(torn.len() >= 9, "lists and a trailer");
+        for (n, torn) in torn.iter().enumerate() {
+            std::fs::write(&path, torn).unwrap();
+            let branch = reader.open_branch(id).unwrap();
+            assert_is(&branch, &image);
+            check_chain(&branch);
+            let logs = branch.logs();
+            assert_eq!(logs.len(), 1);
+            // A crash before the old one was removed leaves both.
+            drop(branch);
+            std::fs::write(&path, torn).unwrap();
+            let branch = reader.open_branch(id).unwrap();
+            assert_is(&branch, &image);
+            let left = std::fs::read_dir(path.parent().unwrap()).unwrap();
+            assert_eq!(left.count(), 1, "case {n}");
+            std::fs::remove_file(&branch.logs()[0].path).unwrap();
+        }
+    }
 }
 
 /// What was flushed by step `steps`, and what was written since.
