@@ -270,6 +270,13 @@ impl FrameBuffer {
         Ok(())
     }
 
+    /// Where in the file the plain data of the checked frame lies, if it lies there as it is:
+    /// neither compressed nor encrypted.
+    pub fn plain_at(&self) -> Option<FileOffset> {
+        let at = self.head.place.position.get() + self.head.table_end as u64;
+        (self.data == Data::Raw).then(|| FileOffset::new(at))
+    }
+
     /// Decrypts and decompresses, where that is needed.
     ///
     /// # Errors

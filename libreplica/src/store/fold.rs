@@ -13,19 +13,21 @@
 //! covered by the logs over it; a crash after it leaves files that the catalogue lists as retired.
 
 use hrl_format::units::{ByteLen, VolumeSize};
-use hrl_format::{ExtentKind, Overlay};
+use hrl_format::{ExtentKind, Overlay, Piece};
 
 use super::base::BaseWriter;
 use super::catalogue::{Base, LogEntry, RetiredLog};
 use super::durable;
-use super::frames::Frames;
+use super::frames::{Frames, Wanted};
 use super::lease;
 use super::levels::LevelStep;
-use super::sources::{blame, open_chain};
+use super::sources::{StoredLog, blame, open_chain};
 use super::writer::VolumeWriter;
 use crate::error::{ErrorKind, Result};
 
 const FOLD: &str = "fold logs into the base";
+/// How many bytes are read from logs at once, and then written.
+const BATCH: usize = 4 << 20;
 
 /// What a step of folding did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,17 +161,24 @@ impl VolumeWriter {
         let indexes = logs.iter().map(|log| log.log.index());
         let mut frames = Frames::default();
         base.grow(size)?;
+        let mut batch = Vec::new();
+        let mut len = 0;
         for piece in Overlay::new(indexes, size) {
             let piece = piece.map_err(|e| blame(&logs, FOLD, e))?;
             match piece.kind() {
                 ExtentKind::Write => {
-                    let bytes = frames.bytes_of(logs.as_slice(), &piece)?;
-                    base.write(piece.extent().offset(), bytes)?;
+                    len += piece.extent().len().get() as usize;
+                    batch.push(piece);
                 }
                 ExtentKind::Zeroes | ExtentKind::Discard => base.zeroes(piece.extent())?,
             }
+            if len >= BATCH {
+                write_pieces(&logs, &mut frames, &batch, base)?;
+                batch.clear();
+                len = 0;
+            }
         }
-        Ok(())
+        write_pieces(&logs, &mut frames, &batch, base)
     }
 
     /// Makes `next` the catalogue, of a new view that does without `logs`.
@@ -203,4 +212,36 @@ impl VolumeWriter {
             .retain(|retired| retired.since > oldest);
         Ok(())
     }
+}
+
+/// Reads the data of pieces, all at once, and writes what adjoins in one go.
+fn write_pieces(
+    logs: &[StoredLog],
+    frames: &mut Frames,
+    pieces: &[Piece],
+    base: &mut BaseWriter,
+) -> Result<()> {
+    let lens = pieces.iter().map(|piece| piece.extent().len().get());
+    let mut buffer = vec![0; lens.sum::<u64>() as usize];
+    let mut rest = &mut buffer[..];
+    let mut wanted = Vec::with_capacity(pieces.len());
+    for &piece in pieces {
+        let (into, behind) = rest.split_at_mut(piece.extent().len().get() as usize);
+        rest = behind;
+        wanted.push(Wanted { piece, into });
+    }
+    frames.read_all(logs, wanted)?;
+    let mut data = &buffer[..];
+    let adjoin = |a: &Piece, b: &Piece| a.extent().end() == b.extent().offset();
+    for run in pieces.chunk_by(adjoin) {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else {
+            continue;
+        };
+        let start = first.extent().offset();
+        let len = last.extent().end().get() - start.get();
+        let (bytes, behind) = data.split_at(len as usize);
+        base.write(start, bytes)?;
+        data = behind;
+    }
+    Ok(())
 }

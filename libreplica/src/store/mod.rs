@@ -23,6 +23,7 @@ mod fence;
 mod fold;
 mod folder;
 mod frames;
+mod gather;
 mod handover;
 mod held;
 mod ingest;
@@ -50,6 +51,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod tip;
+mod windows;
 mod writer;
 
 pub use baseline::Baseline;

@@ -4,9 +4,11 @@
 use hrl_format::units::{ByteLen, ByteOffset, Extent};
 
 use super::frames::Frames;
+use super::gather::gather;
 use super::layers::{Layers, Origin, Span};
 use super::lease::Lease;
 use super::state::State;
+use super::windows::{Window, Windows};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What is found out at once where a read hits: the spans of so much of the volume, and twice as
@@ -15,8 +17,6 @@ const SHORTEST_WINDOW: u64 = 128 << 10;
 const LONGEST_WINDOW: u64 = 32 << 20;
 /// No more than so many spans, so that memory is bounded however small they are.
 const SPANS: usize = 4096;
-/// How many such windows are remembered.
-const WINDOWS: usize = 64;
 /// Data is streamed in parts of at most this.
 pub(super) const PART: usize = 4 << 20;
 /// Zeroes shorter than this are streamed with the data around them.
@@ -31,17 +31,9 @@ pub struct PointReader {
     state: State,
     layers: Layers,
     frames: Frames,
-    windows: Vec<Window>,
+    windows: Windows,
     /// Where the last window that was found out ended, and how much of the volume it was to be.
     ahead: (ByteOffset, u64),
-    uses: u64,
-}
-
-/// The spans of a part of the volume.
-struct Window {
-    extent: Extent,
-    spans: Vec<Span>,
-    used: u64,
 }
 
 /// What a point holds in an extent.
@@ -77,9 +69,8 @@ impl PointReader {
             state,
             layers,
             frames: Frames::default(),
-            windows: Vec::new(),
+            windows: Windows::default(),
             ahead: (ByteOffset::ZERO, SHORTEST_WINDOW),
-            uses: 0,
         }
     }
 
@@ -107,41 +98,26 @@ impl PointReader {
         };
         let mut rest = wanted;
         while !rest.is_empty() {
-            let window = self.window(rest.offset())?;
-            let window = &self.windows[window];
+            if self.windows.get(rest.offset()).is_none() {
+                let window = self.look(rest.offset())?;
+                self.windows.keep(window);
+            }
+            let Some(window) = self.windows.get(rest.offset()) else {
+                let why = "what was just found out is gone";
+                return Err(Error::new(ErrorKind::Invalid, "read a recovery point").detail(why));
+            };
             let first = window
                 .spans
                 .partition_point(|span| span.extent.end() <= rest.offset());
             let here = rest.intersect(window.extent).unwrap_or_default();
-            for span in &window.spans[first..] {
-                let Some(span) = span.clip(here) else { break };
-                let start = (span.extent.offset().get() - offset.get()) as usize;
-                let part = &mut buffer[start..start + span.extent.len().get() as usize];
-                fill(&self.layers, &mut self.frames, &span, part)?;
-            }
+            let spans = window.spans[first..].iter();
+            let spans: Vec<Span> = spans.map_while(|span| span.clip(here)).collect();
+            let start = (here.offset().get() - offset.get()) as usize;
+            let part = &mut buffer[start..start + here.len().get() as usize];
+            gather(&self.layers, &mut self.frames, &spans, part)?;
             rest = Extent::between(here.end(), rest.end());
         }
         Ok(())
-    }
-
-    /// The window that holds `at`, by its place in the list.
-    fn window(&mut self, at: ByteOffset) -> Result<usize> {
-        self.uses += 1;
-        let holds = |w: &Window| w.extent.offset() <= at && at < w.extent.end();
-        let known = self.windows.iter().position(holds);
-        if let Some(known) = known {
-            self.windows[known].used = self.uses;
-            return Ok(known);
-        }
-        let window = self.look(at)?;
-        if self.windows.len() < WINDOWS {
-            self.windows.push(window);
-            return Ok(self.windows.len() - 1);
-        }
-        let oldest = self.windows.iter().enumerate().min_by_key(|(_, w)| w.used);
-        let place = oldest.map_or(0, |(place, _)| place);
-        self.windows[place] = window;
-        Ok(place)
     }
 
     /// Finds out what the bytes from `at` on are made of.
@@ -152,6 +128,8 @@ impl PointReader {
             false => SHORTEST_WINDOW,
         };
         let end = at.get().saturating_add(len).min(self.state.size().get());
+        let known = self.windows.next_behind(at);
+        let end = known.map_or(end, |known| known.get().min(end));
         let extent = Extent::between(at, ByteOffset::new(end));
         let spans = self.layers.spans(extent)?.take(SPANS);
         let spans = spans.collect::<Result<Vec<_>>>()?;
@@ -160,7 +138,6 @@ impl PointReader {
         Ok(Window {
             extent: Extent::between(at, end),
             spans,
-            used: self.uses,
         })
     }
 
@@ -193,50 +170,53 @@ impl PointReader {
 
     /// All of the volume in order: data in parts of at most [`PART`], and stretches of zeroes.
     pub(super) fn stream(&mut self, mut each: impl FnMut(Part<'_>) -> Result<()>) -> Result<()> {
-        let mut buffer = Vec::with_capacity(PART);
-        for span in self.layers.spans(self.state.size().extent())? {
+        let (layers, frames) = (&self.layers, &mut self.frames);
+        let mut part = NextPart::default();
+        for span in layers.spans(self.state.size().extent())? {
             let mut rest = Some(span?);
             while let Some(span) = rest {
-                let len = span.extent.len();
-                if span.origin == Origin::Zeroes && len.get() >= SHORTEST_ZEROES {
-                    if !buffer.is_empty() {
-                        each(Part::Data(&mut buffer))?;
-                        buffer.clear();
-                    }
-                    each(Part::Zeroes(len))?;
+                let zeroes = span.extent.len();
+                if span.origin == Origin::Zeroes && zeroes.get() >= SHORTEST_ZEROES {
+                    part.give(layers, frames, &mut each)?;
+                    each(Part::Zeroes(zeroes))?;
                     break;
                 }
-                let (head, tail) = span.split(PART - buffer.len());
-                if let Some(head) = head {
-                    let start = buffer.len();
-                    buffer.resize(start + head.extent.len().get() as usize, 0);
-                    fill(&self.layers, &mut self.frames, &head, &mut buffer[start..])?;
-                }
-                if buffer.len() == PART {
-                    each(Part::Data(&mut buffer))?;
-                    buffer.clear();
+                let (head, tail) = span.split(PART - part.len);
+                part.len += head.map_or(0, |head| head.extent.len().get() as usize);
+                part.spans.extend(head);
+                if part.len == PART {
+                    part.give(layers, frames, &mut each)?;
                 }
                 rest = tail;
             }
         }
-        if !buffer.is_empty() {
-            each(Part::Data(&mut buffer))?;
-        }
-        Ok(())
+        part.give(layers, frames, &mut each)
     }
 }
 
-/// Reads the bytes of `span`, which `buffer` is as long as.
-fn fill(layers: &Layers, frames: &mut Frames, span: &Span, buffer: &mut [u8]) -> Result<()> {
-    match (&span.origin, &layers.base) {
-        (Origin::Log(piece), _) => {
-            buffer.copy_from_slice(frames.bytes_of(&layers.logs, piece)?);
-            Ok(())
+/// What the next part that streams by is made of, and how long it is.
+#[derive(Default)]
+struct NextPart {
+    spans: Vec<Span>,
+    len: usize,
+    buffer: Vec<u8>,
+}
+
+impl NextPart {
+    /// Brings the part together, and hands it on.
+    fn give(
+        &mut self,
+        layers: &Layers,
+        frames: &mut Frames,
+        each: &mut impl FnMut(Part<'_>) -> Result<()>,
+    ) -> Result<()> {
+        if self.len > 0 {
+            self.buffer.resize(self.len, 0);
+            gather(layers, frames, &self.spans, &mut self.buffer)?;
+            each(Part::Data(&mut self.buffer))?;
+            self.spans.clear();
+            self.len = 0;
         }
-        (Origin::Base, Some(base)) => base.read_at(span.extent.offset(), buffer),
-        (Origin::Zeroes, _) | (Origin::Base, None) => {
-            buffer.fill(0);
-            Ok(())
-        }
+        Ok(())
     }
 }

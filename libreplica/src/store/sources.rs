@@ -6,8 +6,9 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hrl_format::units::FileOffset;
 use hrl_format::{Log, ReadAt, RecordOrder, VolumeKey};
@@ -22,60 +23,87 @@ const OPEN_FILES: usize = 256;
 
 /// Files that are open now.
 #[derive(Debug, Default)]
-pub(super) struct OpenFiles(Mutex<Table>);
+pub(super) struct OpenFiles {
+    table: Mutex<Table>,
+    /// How many files have been named so far.
+    named: AtomicU64,
+}
 
 #[derive(Debug, Default)]
 struct Table {
-    files: HashMap<PathBuf, (Arc<File>, u64)>,
+    files: HashMap<u64, (Arc<File>, u64)>,
     /// Counts uses, to find the file not used for longest.
     uses: u64,
 }
 
 impl OpenFiles {
-    fn get(&self, path: &Path) -> io::Result<Arc<File>> {
-        // A panic elsewhere leaves at worst a file more or less in the table.
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        table.uses += 1;
-        let now = table.uses;
-        if let Some((file, used)) = table.files.get_mut(path) {
-            *used = now;
-            return Ok(Arc::clone(file));
+    /// The file that bears this number, and lies at `path`.
+    fn get(&self, number: u64, path: &Path) -> io::Result<Arc<File>> {
+        if let Some(file) = self.lock().get(number) {
+            return Ok(file);
         }
+        // Others may open theirs meanwhile.
         let file = Arc::new(File::open(path)?);
-        if table.files.len() >= OPEN_FILES {
-            let oldest = table.files.iter().min_by_key(|(_, (_, used))| *used);
-            if let Some(path) = oldest.map(|(path, _)| path.clone()) {
-                table.files.remove(&path);
-            }
-        }
-        table
-            .files
-            .insert(path.to_owned(), (Arc::clone(&file), now));
+        self.lock().keep(number, Arc::clone(&file));
         Ok(file)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // A panic elsewhere leaves at worst a file more or less in the table.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn get(&mut self, number: u64) -> Option<Arc<File>> {
+        self.uses += 1;
+        let (file, used) = self.files.get_mut(&number)?;
+        *used = self.uses;
+        Some(Arc::clone(file))
+    }
+
+    fn keep(&mut self, number: u64, file: Arc<File>) {
+        if self.files.len() >= OPEN_FILES {
+            // A quarter at once, so that it is seldom looked which.
+            let mut uses: Vec<u64> = self.files.values().map(|(_, used)| *used).collect();
+            let (_, &mut limit, _) = uses.select_nth_unstable(OPEN_FILES / 4);
+            self.files.retain(|_, (_, used)| *used > limit);
+        }
+        self.files.insert(number, (file, self.uses));
     }
 }
 
 /// A log's file, opened when it is read.
 #[derive(Clone, Debug)]
 pub(super) struct LogFile {
+    number: u64,
     path: Arc<Path>,
     open: Arc<OpenFiles>,
 }
 
 impl LogFile {
     pub(super) fn new(path: impl Into<Arc<Path>>, open: &Arc<OpenFiles>) -> Self {
+        let number = open.named.fetch_add(1, Ordering::Relaxed);
         let (path, open) = (path.into(), Arc::clone(open));
-        Self { path, open }
+        Self { number, path, open }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn file(&self) -> io::Result<Arc<File>> {
+        self.open.get(self.number, &self.path)
     }
 }
 
 impl ReadAt for LogFile {
     fn size(&self) -> io::Result<u64> {
-        self.open.get(&self.path)?.size()
+        self.file()?.size()
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], at: FileOffset) -> io::Result<()> {
-        self.open.get(&self.path)?.read_exact_at(buffer, at)
+        self.file()?.read_exact_at(buffer, at)
     }
 }
 
@@ -92,6 +120,11 @@ impl StoredLog {
     }
 }
 
+/// The file of a log, whatever it holds.
+pub(super) fn log_file(folder: &VolumeFolder, entry: &LogEntry, files: &Arc<OpenFiles>) -> LogFile {
+    LogFile::new(folder.log(&entry.name()), files)
+}
+
 /// Opens a log that the catalogue lists, and checks that it is that one.
 pub(super) fn open_log(
     folder: &VolumeFolder,
@@ -99,9 +132,18 @@ pub(super) fn open_log(
     files: &Arc<OpenFiles>,
     key: Option<&VolumeKey>,
 ) -> Result<StoredLog> {
+    open_file(log_file(folder, entry, files), folder, entry, key)
+}
+
+/// The same, in its file.
+pub(super) fn open_file(
+    file: LogFile,
+    folder: &VolumeFolder,
+    entry: &LogEntry,
+    key: Option<&VolumeKey>,
+) -> Result<StoredLog> {
     const OPEN: &str = "open a log of the store";
-    let path: Arc<Path> = folder.log(&entry.name()).into();
-    let file = LogFile::new(Arc::clone(&path), files);
+    let path = Arc::clone(&file.path);
     let log = Log::open(file, key).map_err(|e| match e.io().map(io::Error::kind) {
         Some(io::ErrorKind::NotFound) => damaged(OPEN, &path, "it is not there"),
         _ => Error::log(OPEN, e).path(&path),

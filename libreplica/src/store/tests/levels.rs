@@ -2,7 +2,8 @@
 //! of the files; and a log that is not touched is not opened.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use hrl_format::VolumeKey;
 
@@ -10,7 +11,7 @@ use super::Scratch;
 use super::model::{History, extent, same};
 use crate::error::ErrorKind;
 use crate::store::levels::{Tile, Tiles};
-use crate::store::{FoldStep, VolumeWriter};
+use crate::store::{FoldStep, PointSelector, Store, VolumeWriter};
 
 /// What is in the folder of the levels is what counts, and nothing else.
 pub(super) fn no_file_is_left_over(writer: &VolumeWriter) {
@@ -227,4 +228,76 @@ fn a_log_is_opened_when_it_is_touched() {
     assert!(error.to_string().contains(name), "{error}");
     fs::rename(&elsewhere, &gone).unwrap();
     same(&mut open, &known.image);
+}
+
+/// Which store the process of its own opens.
+const CHILD_STORE: &str = "REPLICA_TEST_OPEN_STORE";
+
+/// The process of its own; without its variable, as one test among the others, it does nothing. It
+/// opens the newest point, and says how many bytes that read and how many files it holds open.
+#[test]
+fn child() {
+    let Some(path) = std::env::var_os(CHILD_STORE) else {
+        return;
+    };
+    let read = || {
+        let io = fs::read_to_string("/proc/self/io").unwrap();
+        let line = io.lines().find_map(|line| line.strip_prefix("rchar: "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    let files = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let store = Store::open(Path::new(&path)).unwrap();
+    let id = store.volumes().unwrap()[0].id;
+    let (bytes, open) = (read(), files());
+    let volume = store.volume(id, None).unwrap();
+    let point = volume.point(PointSelector::Latest).unwrap();
+    let point = volume.open_point(point.id).unwrap();
+    println!("\n{CHILD_STORE} {} {}", read() - bytes, files() - open);
+    drop(point);
+}
+
+#[test]
+fn opening_reads_few_files_however_many_logs_there_are() {
+    let mut all = Vec::new();
+    for logs in [24, 96, 384] {
+        let scratch = Scratch::in_memory();
+        let history = store(&scratch, None, logs);
+        let writer = history.writer();
+        let folder = writer.folder.clone();
+        let (levels, singles) = tiles(&writer);
+        let listed = writer.catalogue().logs.len();
+        drop(writer);
+        assert_eq!(listed, logs - 1, "the oldest is in the base");
+        // Not one of the logs is needed for it.
+        fs::rename(folder.logs(), scratch.path().join("away")).unwrap();
+        let lists = folder
+            .catalogues()
+            .map(|path| fs::metadata(path).unwrap().len());
+        let lists = lists[0] + fs::metadata(folder.level_manifest()).unwrap().len();
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["store::tests::levels::child", "--exact", "--nocapture"])
+            .env(CHILD_STORE, history.store.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8(output.stdout).unwrap();
+        let said = said.lines().find_map(|line| line.strip_prefix(CHILD_STORE));
+        let numbers = said.unwrap().split_whitespace();
+        let numbers: Vec<u64> = numbers.map(|word| word.parse().unwrap()).collect();
+        let [bytes, files] = numbers[..] else {
+            panic!("{numbers:?}");
+        };
+        // Both copies of the catalogue, its first lines again, and the manifest; one page a level.
+        assert!(
+            bytes <= 2 * lists + 16 * 4096,
+            "{bytes} bytes for {logs} logs, {lists} in lists"
+        );
+        // Besides: the base, the leases of point and view.
+        assert!(
+            files <= levels as u64 + 4,
+            "{files} files, {levels} levels, {singles} logs"
+        );
+        all.push(levels);
+    }
+    assert!(all.iter().all(|&levels| levels <= 10), "{all:?}");
 }
