@@ -286,6 +286,38 @@ pub fn wait(child: &mut Child, limit: Duration) -> std::process::ExitStatus {
     }
 }
 
+/// No thread of any program sleeps for ever in the kernel, for a request that nobody ends.
+pub fn nobody_is_left_waiting() {
+    let began = Instant::now();
+    loop {
+        let waiting = uninterruptible();
+        if waiting.is_empty() {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "{waiting:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The threads in state D, but for the kernel's own.
+fn uninterruptible() -> Vec<String> {
+    let folders = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let processes = folders(Path::new("/proc")).map(|entry| entry.path());
+    let programs = processes.filter(|process| {
+        std::fs::read(process.join("cmdline")).is_ok_and(|said| !said.is_empty())
+    });
+    let threads = programs.flat_map(|process| folders(&process.join("task")));
+    let stats =
+        threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
+    // "NUMBER (NAME) STATE ...", and a name may have brackets.
+    stats
+        .filter(|stat| {
+            let behind = stat.rsplit_once(')').map(|(_, behind)| behind);
+            behind.is_some_and(|behind| behind.trim_start().starts_with('D'))
+        })
+        .collect()
+}
+
 pub fn content(path: &Path) -> Vec<u8> {
     let file = File::open(path).unwrap();
     // What the page cache has of it is not asked for.
