@@ -133,7 +133,9 @@ fn compare_copies(folder: &Path) {
         println!("\nthis kernel has no zero copy");
         return;
     }
-    println!("\n| bitmap mode | copied | not copied | CPU a request | not copied | ratio |");
+    println!(
+        "\n| requests a second; CPU of each | copied | not copied | CPU, copied | not copied | ratio |"
+    );
     println!("| --- | --- | --- | --- | --- | --- |");
     for (name, how) in COPIED {
         let mut found = [Copying::Always, Copying::WhereNeeded]
