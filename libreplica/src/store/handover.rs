@@ -2,10 +2,11 @@
 //! store: by a small file in the volume's folder, answered by another. Asking is no right: what
 //! makes a promotion safe is the volume's lock, which the asked lets go and the asker takes.
 //!
-//! Nobody waits for ever. A question has a limit, counted by each side's own clock from when it
-//! saw it: an asker that died leaves a question that the asked forgets, and writes on.
+//! Nobody waits for ever. Who asks holds a lock as long as the question stands: of an asker that
+//! died nothing is left to be answered, and the asked goes on. And a question has a limit, counted
+//! by each side's own clock from when it saw it.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
@@ -17,10 +18,15 @@ use serde::{Deserialize, Serialize};
 use super::durable::{self, Replaced, damaged};
 use super::folder::Store;
 use super::json::{maybe_text, text};
+use super::layout::VolumeFolder;
+use super::lock::Lock;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 const ASK: &str = "ask the volume's primary";
 const LOOK: &str = "read a question to the volume's primary";
+/// How often it is tried to ask, and how long after each other.
+const TRIES: u32 = 5;
+const BETWEEN: Duration = Duration::from_millis(20);
 /// The longest of the two files, in bytes.
 const LONGEST: u64 = 16 << 10;
 
@@ -86,9 +92,36 @@ impl Handover {
     }
 }
 
+/// A question that stands: until this is dropped, or its process ends.
+#[derive(Debug)]
+pub struct Asking {
+    folder: VolumeFolder,
+    handover: Handover,
+    _lock: Lock,
+}
+
+impl Asking {
+    /// What is asked.
+    pub const fn handover(&self) -> &Handover {
+        &self.handover
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        // What is left of it is no question once the lock is gone.
+        let files = [self.folder.handover(), self.folder.handover_answer()];
+        let removed: Result<()> = files.iter().try_for_each(|file| durable::remove(file));
+        let removed = removed.and_then(|()| durable::sync_folder(self.folder.path()));
+        if let Err(error) = removed {
+            tracing::debug!(%error, "a question was not taken back");
+        }
+    }
+}
+
 impl Store {
-    /// Asks whoever writes to the volume. The question stands until it is
-    /// [withdrawn](Store::withdraw_handover), and is forgotten by the asked after `limit`.
+    /// Asks whoever writes to the volume. The question stands until what is returned is dropped,
+    /// or its process ends, and is forgotten by the asked after `limit`.
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] while another question stands; the system's.
@@ -98,27 +131,47 @@ impl Store {
         ask: Ask,
         limit: Duration,
         host: &str,
-    ) -> Result<Handover> {
+    ) -> Result<Asking> {
         let folder = self.volume_folder(volume);
         let path = folder.handover();
-        if let Some(stands) = self.handover(volume)?
-            && age(&path)?.is_some_and(|age| age < stands.limit())
-        {
-            return Err(Error::new(ErrorKind::Busy, ASK)
-                .path(&path)
-                .detail(format!("`{}` asks for it already", stands.host))
-                .advice("wait for that command to end; a question nobody waits for is forgotten"));
-        }
+        let lock = self.asker(&folder).map_err(|busy| {
+            let who = read::<Handover>(&path).ok().flatten();
+            let who = who.map_or_else(String::new, |stands| format!("`{}` asks, ", stands.host));
+            let why = format!("{who}and waits for the answer");
+            match busy.kind() {
+                ErrorKind::Busy => Error::new(ErrorKind::Busy, ASK)
+                    .path(&path)
+                    .detail(why)
+                    .source(busy)
+                    .advice("wait for that command to end"),
+                _ => busy,
+            }
+        })?;
         let id = HandoverId::random().map_err(|e| Error::new(ErrorKind::Io, ASK).source(e))?;
-        let question = Handover {
+        let handover = Handover {
             id,
             ask,
             limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
             host: host.to_owned(),
         };
         durable::remove(&folder.handover_answer())?;
-        write(&path, folder.path(), &question)?;
-        Ok(question)
+        write(&path, folder.path(), &handover)?;
+        Ok(Asking {
+            folder,
+            handover,
+            _lock: lock,
+        })
+    }
+
+    /// The right to ask. Whoever looks for a question holds its lock for a moment.
+    fn asker(&self, folder: &VolumeFolder) -> Result<Lock> {
+        for _ in 0..TRIES {
+            match Lock::take(&folder.handover_lock(), ASK) {
+                Err(busy) if busy.kind() == ErrorKind::Busy => std::thread::sleep(BETWEEN),
+                taken => return taken,
+            }
+        }
+        Lock::take(&folder.handover_lock(), ASK)
     }
 
     /// What the volume's primary is asked for now.
@@ -126,7 +179,12 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::Damaged`] if that cannot be made out; the system's.
     pub fn handover(&self, volume: VolumeId) -> Result<Option<Handover>> {
-        read(&self.volume_folder(volume).handover())
+        let folder = self.volume_folder(volume);
+        match Lock::is_held(&folder.handover_lock())? {
+            true => read(&folder.handover()),
+            // Whoever asked has ended.
+            false => Ok(None),
+        }
     }
 
     /// Answers a question.
@@ -149,17 +207,6 @@ impl Store {
         Ok(answered
             .filter(|answered| answered.id == id)
             .map(|answered| answered.answer))
-    }
-
-    /// Takes a question back, and its answer away.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn withdraw_handover(&self, volume: VolumeId) -> Result<()> {
-        let folder = self.volume_folder(volume);
-        durable::remove(&folder.handover())?;
-        durable::remove(&folder.handover_answer())?;
-        durable::sync_folder(folder.path())
     }
 }
 
@@ -188,10 +235,4 @@ fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
             .source(e)
             .advice("remove the file")
     })
-}
-
-/// How old a file is; `None` if its time lies in the future, as after a clock was set back.
-fn age(path: &Path) -> Result<Option<Duration>> {
-    let meta = fs::metadata(path).at(LOOK, path)?;
-    Ok(meta.modified().at(LOOK, path)?.elapsed().ok())
 }

@@ -87,6 +87,11 @@ impl VolumeFolder {
         self.path.join("handover.json")
     }
 
+    /// Held by who asked, as long as the question stands.
+    pub(super) fn handover_lock(&self) -> PathBuf {
+        self.path.join("handover.lock")
+    }
+
     /// The answer to it.
     pub(super) fn handover_answer(&self) -> PathBuf {
         self.path.join("handover-answer.json")
@@ -202,6 +207,11 @@ impl BranchFolder {
     }
 
     /// The volume's logs between the point and the moment that the branch stands on.
+    /// Is there while whoever uses the branch is to keep away from it.
+    pub(super) fn at_rest(&self) -> PathBuf {
+        self.path.join("at-rest")
+    }
+
     pub(super) fn below(&self) -> PathBuf {
         self.path.join("below")
     }

@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hrl_format::units::{ByteLen, ByteOffset, Extent, SectorSize, VolumeSize};
 use nix::errno::Errno;
@@ -16,6 +17,10 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 
 const OPEN: &str = "open the target of the restore";
 const WRITE: &str = "write the restored volume";
+/// A device is compared in steps of this where it should be zeroes.
+const UPDATE_STEP: u64 = 1 << 20;
+/// What differs is written in blocks of so many bytes.
+const BLOCK: usize = 4096;
 /// Ranges of a device are zeroed in steps of this, each one call that cannot be interrupted.
 const ZERO_STEP: u64 = 1 << 30;
 
@@ -27,6 +32,8 @@ pub enum Overwrite {
     Refuse,
     /// Replace its content. Even so nothing that is in use is overwritten.
     Replace,
+    /// The same, of a device alone: it is read, and only what differs is written.
+    Update,
 }
 
 /// What will be written.
@@ -42,6 +49,8 @@ pub(super) struct Target {
     /// Where the bytes go now.
     path: PathBuf,
     kind: Kind,
+    /// Bytes that were written, or given back.
+    written: AtomicU64,
 }
 
 enum Kind {
@@ -50,6 +59,8 @@ enum Kind {
         name: PathBuf,
     },
     Device,
+    /// A device of which only what differs is written.
+    Update,
 }
 
 impl Target {
@@ -75,7 +86,16 @@ impl Target {
                 .advice("name another, or overwrite it with --force"));
         }
         if kind.is_block_device() {
-            return open_device(path, image, metadata.rdev());
+            let kind = match overwrite {
+                Overwrite::Update => Kind::Update,
+                Overwrite::Refuse | Overwrite::Replace => Kind::Device,
+            };
+            return open_device(path, image, metadata.rdev(), kind);
+        }
+        if overwrite == Overwrite::Update {
+            return Err(Error::new(ErrorKind::Invalid, OPEN)
+                .path(path)
+                .detail("not a block device"));
         }
         // What a link leads to is what is replaced.
         let path = path.canonicalize().at(OPEN, path)?;
@@ -85,6 +105,21 @@ impl Target {
 
     /// Writes `data` at `offset`; a file stays sparse where it is zeroes.
     pub(super) fn write(&self, offset: ByteOffset, data: &[u8]) -> Result<()> {
+        if !matches!(self.kind, Kind::Update) {
+            return self.write_all(offset, data);
+        }
+        let mut there = vec![0; data.len()];
+        let read = self.file.read_exact_at(&mut there, offset.get());
+        read.map_err(|e| self.error(e, offset))?;
+        for (start, end) in differing(data, &there) {
+            let at = ByteOffset::new(offset.get() + start as u64);
+            self.write_all(at, &data[start..end])?;
+        }
+        Ok(())
+    }
+
+    fn write_all(&self, offset: ByteOffset, data: &[u8]) -> Result<()> {
+        self.count(data.len() as u64);
         for stretch in Stretches::new(data) {
             let at = offset.get() + stretch.start as u64;
             match stretch.kind {
@@ -95,7 +130,7 @@ impl Target {
                 }
                 StretchKind::Zeroes => {
                     let end = offset.get() + stretch.end as u64;
-                    self.zeroes(Extent::between(ByteOffset::new(at), ByteOffset::new(end)))?;
+                    self.zero_all(Extent::between(ByteOffset::new(at), ByteOffset::new(end)))?;
                 }
             }
         }
@@ -104,6 +139,36 @@ impl Target {
 
     /// Makes `extent` read as zeroes.
     pub(super) fn zeroes(&self, extent: Extent) -> Result<()> {
+        if !matches!(self.kind, Kind::Update) {
+            return self.zero_all(extent);
+        }
+        let mut there = vec![0; UPDATE_STEP as usize];
+        let (mut at, end) = (extent.offset().get(), extent.end().get());
+        while at < end {
+            let here = &mut there[..UPDATE_STEP.min(end - at) as usize];
+            let offset = ByteOffset::new(at);
+            let read = self.file.read_exact_at(here, at);
+            read.map_err(|e| self.error(e, offset))?;
+            if here.iter().any(|&byte| byte != 0) {
+                let end = ByteOffset::new(at + here.len() as u64);
+                self.count(here.len() as u64);
+                self.zero_all(Extent::between(offset, end))?;
+            }
+            at += here.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// How much was written.
+    pub(super) fn written(&self) -> ByteLen {
+        ByteLen::new(self.written.load(Ordering::Relaxed))
+    }
+
+    fn count(&self, bytes: u64) {
+        self.written.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn zero_all(&self, extent: Extent) -> Result<()> {
         if matches!(self.kind, Kind::File { .. }) {
             return Ok(());
         }
@@ -222,13 +287,32 @@ fn open_file(name: &Path, image: Image) -> Result<Target> {
         kind: Kind::File {
             name: name.to_owned(),
         },
+        written: AtomicU64::new(0),
     })
 }
 
-fn open_device(path: &Path, image: Image, number: u64) -> Result<Target> {
+/// The ranges of `data` that are not what is `there`, in blocks, neighbours joined.
+fn differing(data: &[u8], there: &[u8]) -> Vec<(usize, usize)> {
+    let mut ranges: Vec<(usize, usize)> = Vec::new();
+    let blocks = data.chunks(BLOCK).zip(there.chunks(BLOCK)).enumerate();
+    for (number, (data, there)) in blocks {
+        if data == there {
+            continue;
+        }
+        let (start, end) = (number * BLOCK, number * BLOCK + data.len());
+        match ranges.last_mut() {
+            Some(last) if last.1 == start => last.1 = end,
+            _ => ranges.push((start, end)),
+        }
+    }
+    ranges
+}
+
+fn open_device(path: &Path, image: Image, number: u64, kind: Kind) -> Result<Target> {
     let mut options = OpenOptions::new();
     // O_EXCL on a block device: nobody else has it, mounted, swapped to, or under a mapping.
-    let open = options.write(true).custom_flags(libc::O_EXCL);
+    let reads = matches!(kind, Kind::Update);
+    let open = options.read(reads).write(true).custom_flags(libc::O_EXCL);
     let mut file = open.open(path).map_err(|e| {
         let busy = e.raw_os_error() == Some(libc::EBUSY);
         let error = Error::io(OPEN, e).path(path);
@@ -255,7 +339,8 @@ fn open_device(path: &Path, image: Image, number: u64) -> Result<Target> {
         _ => Ok(Target {
             file,
             path: path.to_owned(),
-            kind: Kind::Device,
+            kind,
+            written: AtomicU64::new(0),
         }),
     }
 }

@@ -94,6 +94,26 @@ impl VolumeReader {
         Lease::take_knowing(&self.folder, wanted, &self.known)
     }
 
+    /// The volume.
+    pub fn id(&self) -> VolumeId {
+        self.folder.id()
+    }
+
+    /// The key that it was opened with.
+    pub const fn key(&self) -> Option<&VolumeKey> {
+        self.key.as_ref()
+    }
+
+    /// The store that it is in.
+    ///
+    /// # Errors
+    /// Those of [`Store::open`].
+    pub fn store(&self) -> Result<Store> {
+        let volumes = self.folder.path().parent();
+        let store = volumes.and_then(std::path::Path::parent);
+        Store::open(store.unwrap_or(self.folder.path()))
+    }
+
     /// Whether it was opened with the volume's key.
     pub const fn has_key(&self) -> bool {
         self.key.is_some()

@@ -1,8 +1,8 @@
 //! What became of a volume at its last failover, as the catalogue keeps it, and the changes of
 //! the catalogue by which it comes about. Each is one replacement of the catalogue, under the
 //! volume's lock, and so happens whole or not at all: a promotion makes a new generation, and
-//! with it every log of the old primary is refused from that moment on; a commit drops the other
-//! points together with what lies behind the chosen one.
+//! with it every log of the old primary is refused from that moment on. What follows on it stands
+//! in `commit.rs` and `reverse.rs`.
 //!
 //! Which of them may follow which is the state machine's matter (`failover/`); here they refuse
 //! only what would lose something.
@@ -15,13 +15,13 @@ use hrl_format::units::{ByteLen, Epoch, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::catalogue::{Catalogue, LogEntry, Point};
-use super::held::durable_leases;
 use super::json::{maybe_text, number, text};
+use super::lease;
 use super::moment::Moment;
 use super::reader::{PointSelector, VolumeReader};
+use super::reverse::Reversal;
 use super::state::StateId;
 use super::writer::VolumeWriter;
-use super::{durable, lease, machine};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What became of the volume at its last failover.
@@ -36,7 +36,7 @@ pub enum Recovery {
     /// That choice is final.
     Committed(Promotion),
     /// What is in use is protected, towards the first side.
-    Reversing(Promotion),
+    Reversing(Reversal),
 }
 
 /// A state of the volume that was put in use in place of the source.
@@ -105,9 +105,8 @@ impl Recovery {
     pub const fn promotion(&self) -> Option<&Promotion> {
         match self {
             Self::Replicating => None,
-            Self::FailedOver(promotion)
-            | Self::Committed(promotion)
-            | Self::Reversing(promotion) => Some(promotion),
+            Self::FailedOver(promotion) | Self::Committed(promotion) => Some(promotion),
+            Self::Reversing(reversal) => Some(&reversal.promotion),
         }
     }
 
@@ -142,7 +141,6 @@ impl fmt::Display for How {
 }
 
 const PROMOTE: &str = "promote the volume";
-const COMMIT: &str = "commit the failover";
 
 impl VolumeWriter {
     /// Puts a state in use in place of the source: makes a new generation, and refuses from then
@@ -217,70 +215,6 @@ impl VolumeWriter {
             }
         }
     }
-
-    /// Makes the choice of a failover final: all points but the chosen one leave the list, and
-    /// what lies behind it leaves the history. Returns how many points that were. Done again it
-    /// does nothing.
-    ///
-    /// # Errors
-    /// [`ErrorKind::State`] if the volume is not failed over, or stands on a moment, which must
-    /// become a point first; [`ErrorKind::Busy`] if somebody reads one of the points, or a
-    /// branch stands on one; the system's.
-    pub fn commit_failover(&mut self) -> Result<usize> {
-        self.usable()?;
-        let refuse = |why: &str| {
-            Err(Error::new(ErrorKind::State, COMMIT)
-                .volume(self.catalogue.volume)
-                .detail(why))
-        };
-        let promotion = match &self.catalogue.recovery {
-            Recovery::FailedOver(promotion) => promotion.clone(),
-            Recovery::Committed(_) => return Ok(0),
-            Recovery::Replicating => return refuse("it is not failed over"),
-            Recovery::Reversing(_) => return refuse("it is committed, and protected again"),
-        };
-        if promotion.moment.is_some() {
-            return refuse("it stands on a moment between two points");
-        }
-        let dropped = self.others(promotion.point);
-        let mut withdrawn = Vec::new();
-        for id in &dropped {
-            let path = self.folder.point_lease(*id);
-            let Some(lock) = lease::withdraw(&path)? else {
-                return Err(Error::new(ErrorKind::Busy, COMMIT)
-                    .path(&path)
-                    .detail(format!("somebody reads point {id}, which is to go"))
-                    .advice("`lsof` of that file names who; close it, and try again"));
-            };
-            withdrawn.push(lock);
-        }
-        let mut held = durable_leases(&self.folder)?.into_iter();
-        if let Some(held) = held.find(|held| dropped.contains(&held.point)) {
-            return Err(Error::new(ErrorKind::Busy, COMMIT)
-                .path(held.by)
-                .detail(format!(
-                    "a branch stands on point {}, which is to go",
-                    held.point
-                ))
-                .advice("discard the branch, and try again"));
-        }
-        let mut next = self.catalogue.clone();
-        let behind = next.cut_behind(promotion.point);
-        next.points.retain(|point| point.id == promotion.point);
-        next.recovery = Recovery::Committed(promotion);
-        self.retire(next, &behind)
-            .map_err(|e| lease::explain_full(&self.folder, e))?;
-        for id in &dropped {
-            durable::remove(&self.folder.point_lease(*id))?;
-        }
-        machine::remove_proofs(&self.folder, |id| self.catalogue.point(id).is_some())?;
-        Ok(dropped.len())
-    }
-
-    fn others(&self, chosen: PointId) -> Vec<PointId> {
-        let points = self.catalogue.points.iter().map(|point| point.id);
-        points.filter(|id| *id != chosen).collect()
-    }
 }
 
 impl Catalogue {
@@ -309,7 +243,7 @@ impl Catalogue {
     }
 
     /// Takes the logs behind a point off the chain; returns them.
-    fn cut_behind(&mut self, point: PointId) -> Vec<LogEntry> {
+    pub(super) fn cut_behind(&mut self, point: PointId) -> Vec<LogEntry> {
         let Some(point) = self.point(point).cloned() else {
             return Vec::new();
         };

@@ -46,6 +46,9 @@ pub struct Restored {
     pub state: State,
     /// How much of it was data, in bytes; the rest is zeroes.
     pub data: ByteLen,
+    /// How much of the file or device was written or zeroed, in bytes: all of it, unless it was
+    /// only [brought up to date](Overwrite::Update).
+    pub written: ByteLen,
     /// Whether it was proved to be what was captured.
     pub proof: RestoreProof,
 }
@@ -117,8 +120,10 @@ impl VolumeReader {
                 ))
                 .advice("the damaged copy was left there; `replica store check` finds the cause"));
         }
+        let written = target.written();
         target.finish()?;
         Ok(Restored {
+            written,
             proof: root.map_or(RestoreProof::None, |_| RestoreProof::Root),
             state,
             data,

@@ -39,3 +39,4 @@ pub use contexts::{Context, Contexts, HowMany, NoContexts, Since, Stretch, stret
 pub use door::{Door, Host};
 pub use memory::{Allowance, Pool};
 pub use server::{NbdOptions, NbdServer};
+pub use socket::uri_of;

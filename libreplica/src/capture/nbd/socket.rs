@@ -49,18 +49,23 @@ impl Socket {
 
     /// What clients are told to use.
     pub fn uri(&self) -> String {
-        use std::fmt::Write;
-        use std::os::unix::ffi::OsStrExt;
-        let mut uri = "nbd+unix:///?socket=".to_owned();
-        for &byte in self.path.as_os_str().as_bytes() {
-            if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
-                uri.push(char::from(byte));
-            } else {
-                let _ = write!(uri, "%{byte:02X}");
-            }
-        }
-        uri
+        uri_of(&self.path)
     }
+}
+
+/// What clients of the socket at `path` are told to use: `nbd+unix:///?socket=PATH`.
+pub fn uri_of(path: &Path) -> String {
+    use std::fmt::Write;
+    use std::os::unix::ffi::OsStrExt;
+    let mut uri = "nbd+unix:///?socket=".to_owned();
+    for &byte in path.as_os_str().as_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
+            uri.push(char::from(byte));
+        } else {
+            let _ = write!(uri, "%{byte:02X}");
+        }
+    }
+    uri
 }
 
 impl Drop for Socket {

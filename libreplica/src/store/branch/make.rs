@@ -157,17 +157,38 @@ impl VolumeReader {
     /// Removes a branch that nobody has open, with all that was written to it.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] if a process has it open; what the system
-    /// refuses.
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] if a process has it open;
+    /// [`ErrorKind::State`] if it is in use in place of the source; what the system refuses.
     pub fn discard_branch(&self, id: BranchId) -> Result<()> {
         let folder = self.folder.branch(id);
-        if BranchInfo::load(&folder)?.is_none() {
+        let Some(info) = BranchInfo::load(&folder)? else {
             return Err(no_such_branch(&self.folder, id));
-        }
+        };
+        self.refuse_in_use(&info)?;
         let lock = Lock::take(&folder.lock(), REMOVE)?;
         remove(&folder)?;
         drop(lock);
         Ok(())
+    }
+}
+
+impl VolumeReader {
+    /// What was written since a failover is the volume: no slip of the hand shall remove it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::State`] if that is what the branch holds.
+    pub fn refuse_in_use(&self, info: &BranchInfo) -> Result<()> {
+        let is_failover = info.purpose == BranchPurpose::Failover;
+        if !is_failover || self.catalogue()?.generation.id != info.generation.id {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::State, REMOVE)
+            .volume(info.volume)
+            .detail(format!(
+                "branch {} is what the volume was failed over to",
+                info.id
+            ))
+            .advice("keep it (`replica close --keep`); `replica change-point` gives it up"))
     }
 }
 

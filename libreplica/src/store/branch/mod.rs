@@ -19,6 +19,7 @@
 mod info;
 mod make;
 mod map;
+mod rest;
 mod sealed;
 mod tail;
 mod take_up;
@@ -28,6 +29,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
+use hrl_format::record::{Record, Tag};
 use hrl_format::units::{ByteLen, ByteOffset, Extent};
 use hrl_format::{LogHeader, Seal};
 
@@ -191,6 +193,22 @@ impl Branch {
     /// As [`Branch::write`].
     pub fn seal(&self) -> Result<()> {
         self.seal_in(&mut self.tail())
+    }
+
+    /// Ends the open log in a recovery point: the branch as it is now. Durable when it returns.
+    ///
+    /// # Errors
+    /// As [`Branch::write`].
+    pub fn seal_as_point(&self, tag: Tag) -> Result<()> {
+        let mut tail = self.tail();
+        let time = tag.time;
+        tail.append_record(&self.spec, &Record::Tag(tag), time)?;
+        self.seal_in(&mut tail)
+    }
+
+    /// Whether something was written that is in no sealed log yet.
+    pub fn has_news(&self) -> bool {
+        self.tail().has_news()
     }
 
     fn seal_in(&self, tail: &mut Tail) -> Result<()> {

@@ -158,6 +158,25 @@ impl Tail {
         extent: Extent,
         change: Change<'_>,
     ) -> Result<()> {
+        let record = match change {
+            Change::Write(data) => Record::Write { extent, data },
+            Change::Zeroes => Record::Zeroes { extent },
+            Change::Discard => Record::Discard { extent },
+        };
+        self.append_record(spec, &record, Timestamp::now())?;
+        if let (Change::Write(data), Some(open)) = (change, &mut self.open) {
+            open.held += data.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Appends a record, to a new log if none is open.
+    pub(super) fn append_record(
+        &mut self,
+        spec: &LogSpec,
+        record: &Record<&[u8]>,
+        time: Timestamp,
+    ) -> Result<()> {
         self.sound(spec)?;
         if self.open.is_none() {
             self.open = Some(self.begin(spec)?);
@@ -165,21 +184,17 @@ impl Tail {
         let Some(open) = &mut self.open else {
             return Ok(());
         };
-        let record = match change {
-            Change::Write(data) => Record::Write { extent, data },
-            Change::Zeroes => Record::Zeroes { extent },
-            Change::Discard => Record::Discard { extent },
-        };
-        let appended = open.writer.append(&record, Timestamp::now());
-        if let Err(e) = appended {
+        if let Err(e) = open.writer.append(record, time) {
             // What makes no sense was not begun.
             self.broken = e.kind() != hrl_format::ErrorKind::Invalid;
             return Err(Error::log(WRITE, e).path(&open.path));
         }
-        if let Change::Write(data) = change {
-            open.held += data.len() as u64;
-        }
         Ok(())
+    }
+
+    /// Whether something was written since a log was sealed last.
+    pub(super) const fn has_news(&self) -> bool {
+        self.open.is_some()
     }
 
     /// A new log: its header and its name are durable when this returns, so that one without a
