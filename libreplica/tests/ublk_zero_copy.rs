@@ -27,10 +27,7 @@ use libreplica::capture::ublk::{Copying, How, Started, Uncopied};
 use libreplica::geometry::BlockNumber;
 use libreplica::policy::Mode;
 use libreplica::sys::memory::AlignedMemory;
-use ublk_rig::{
-    Fio, Front, climb, content, flushes, newer_than, next_cut, nobody_is_left_waiting, replay,
-    take_all, wait,
-};
+use ublk_rig::{Fio, Front, climb, content, flushes, next_cut, replay, take_all, wait};
 
 fn main() -> ExitCode {
     runner::run_on_the_bench(&[
@@ -58,7 +55,6 @@ fn main() -> ExitCode {
             "pages_that_the_disk_does_not_take_are_copied",
             pages_that_the_disk_does_not_take_are_copied,
         ),
-        ("nobody_is_left_waiting", nobody_is_left_waiting),
     ])
 }
 
@@ -355,12 +351,7 @@ fn pages_that_the_disk_does_not_take_are_copied() {
         .map(|page| IoSlice::new(&page[512..1024]))
         .collect();
     let device = open_direct(front.node());
-    let written = nix::sys::uio::pwritev(&device, &parts, 8192);
-    if written == Err(nix::errno::Errno::EINVAL) && !newer_than(6, 18) {
-        // Kernels from before let nobody write so.
-        return;
-    }
-    assert_eq!(written, Ok(4096));
+    assert_eq!(nix::sys::uio::pwritev(&device, &parts, 8192), Ok(4096));
     let counted = uncopied(&front);
     assert_eq!((counted.writes, counted.refused), (0, 1), "{counted:?}");
     let mut read = AlignedMemory::new(4096).unwrap();

@@ -175,6 +175,10 @@ pub struct VolumeConfig {
     /// here until it is first brought up.
     #[serde(default)]
     pub generation: Option<OwnGeneration>,
+    /// Which generation this will be the primary of once the store says so: the volume is being
+    /// brought home.
+    #[serde(default)]
+    pub coming_home: Option<OwnGeneration>,
     /// Whether the device was made to rest for another side that is to take over.
     #[serde(default)]
     pub rest: Rest,

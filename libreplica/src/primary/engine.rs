@@ -6,11 +6,12 @@
 //! again as after a restart. Tracking goes on in the kernel all the while.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use hrl_format::id::VolumeId;
+use hrl_format::id::{Generation, VolumeId};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::primary::config::{Phase, Shipping, VolumeConfig};
@@ -21,7 +22,7 @@ use crate::primary::protect;
 use crate::primary::spec::{PointOptions, PrimaryOptions, ProtectSpec};
 use crate::primary::status::{PointSummary, Settled, VerifySummary, VolumeStatus};
 use crate::primary::volume::{Volume, locked};
-use crate::primary::{group, inline, lifecycle, show, verify};
+use crate::primary::{group, homecoming, inline, lifecycle, show, verify};
 
 /// How long a command waits for a volume's current slice of work to end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -176,6 +177,35 @@ impl Primary {
                     .advice("name it by its id"))
             }
         }
+    }
+
+    /// Lets go of the device of a volume that was failed over, so that it can be brought up to
+    /// date; its path.
+    ///
+    /// # Errors
+    /// [`ErrorKind::State`] if the volume was not; [`ErrorKind::Busy`] if the device is in use;
+    /// what the system says.
+    pub fn prepare_homecoming(&self, volume: &str) -> Result<PathBuf> {
+        homecoming::prepare(&*self.find(volume)?)
+    }
+
+    /// The volume will be this machine's again from `generation` on: it is taken up when the
+    /// store says so, also after a restart.
+    ///
+    /// # Errors
+    /// When the state folder cannot be written.
+    pub fn announce_homecoming(&self, volume: &str, generation: Generation) -> Result<()> {
+        let volume = self.find(volume)?;
+        homecoming::announce(&volume, &self.environment, generation)
+    }
+
+    /// The store says that a volume has come home: nothing is waited for.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if it is not protected here.
+    pub fn came_home(&self, volume: &str) -> Result<()> {
+        self.find(volume)?.wake();
+        Ok(())
     }
 
     /// Protects a device: returns what it is known by once its changes are captured.

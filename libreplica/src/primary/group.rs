@@ -72,7 +72,28 @@ pub fn point(
     deadline: Instant,
 ) -> Result<PointSummary> {
     let asked = Asked::ByOperator;
-    let (own, missed) = attempt(volume, environment, asked, Wish::Point(options), deadline)?;
+    let outcome = attempt(volume, environment, asked, Wish::Point(options), deadline)?;
+    own_point(volume, outcome)
+}
+
+/// Makes a point of `volume` without the others of its group: nobody can write to it any more,
+/// and they may have been let go of already.
+///
+/// # Errors
+/// As [`point`].
+pub fn point_alone(
+    volume: &Arc<Volume>,
+    environment: &Environment,
+    options: &PointOptions,
+    deadline: Instant,
+) -> Result<PointSummary> {
+    let held = vec![(volume, take(volume, deadline)?)];
+    let wish = (Wish::Point(options), deadline);
+    let outcome = make(volume, environment, Asked::ByOperator, held, wish);
+    own_point(volume, outcome)
+}
+
+fn own_point(volume: &Volume, (own, missed): Outcome) -> Result<PointSummary> {
     match (own?, missed) {
         (Some(point), _) => Ok(point),
         (None, Some(missed)) => Err(missed.error),

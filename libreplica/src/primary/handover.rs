@@ -105,6 +105,8 @@ pub fn attend(
             seen.standing = Standing::Over;
         }
         (Some(asked), _, Ok(store)) => {
+            // It is the primary of now that is asked.
+            config.refuse_fenced()?;
             let until = Instant::now() + asked.limit();
             let standing = answer(volume, environment, store, &asked, until)?;
             *seen = Some(Seen {
@@ -177,7 +179,7 @@ fn come_to_rest(volume: &Arc<Volume>, environment: &Environment, until: Instant)
         minimum: None,
         label: "at rest".to_owned(),
     };
-    let point = group::point(volume, environment, &options, until)?;
+    let point = group::point_alone(volume, environment, &options, until)?;
     let compared = verify::verify(volume, environment)?;
     let differing = compared.bytes_differing + compared.bytes_in_motion;
     let refuse = |why: String| {
@@ -214,7 +216,10 @@ fn come_to_rest(volume: &Arc<Volume>, environment: &Environment, until: Instant)
 }
 
 /// A device in use is not taken away from its users: they have data that it does not have yet.
-fn refuse_used(volume: &Volume) -> Result<()> {
+///
+/// # Errors
+/// [`ErrorKind::Busy`] if it has any.
+pub fn refuse_used(volume: &Volume) -> Result<()> {
     let used = |who: String| {
         Err(Error::new(ErrorKind::Busy, REST)
             .volume(volume.id())
@@ -238,7 +243,10 @@ fn refuse_used(volume: &Volume) -> Result<()> {
 }
 
 /// The same of what nobody's connection tells of: a filesystem on the device itself.
-fn refuse_mounted(volume: &Volume) -> Result<()> {
+///
+/// # Errors
+/// [`ErrorKind::Busy`] if one is mounted for writing; what the system says.
+pub fn refuse_mounted(volume: &Volume) -> Result<()> {
     if volume.config().capture.is_inline() {
         return Ok(());
     }
@@ -272,13 +280,21 @@ fn close(volume: &Volume) -> Result<()> {
 /// # Errors
 /// What the system says of a device that is there.
 pub fn unprotected(config: &VolumeConfig) -> Result<()> {
-    if config.rest == Rest::InUse || config.capture.is_inline() {
-        return Ok(());
-    }
-    match set_access(config, Access::ReadWrite) {
+    match make_writable(config) {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Vanished) => Ok(()),
         done => done,
     }
+}
+
+/// Takes back what coming to rest made of the device.
+///
+/// # Errors
+/// What the system says.
+pub fn make_writable(config: &VolumeConfig) -> Result<()> {
+    if config.rest == Rest::InUse || config.capture.is_inline() {
+        return Ok(());
+    }
+    set_access(config, Access::ReadWrite)
 }
 
 fn set_access(config: &VolumeConfig, access: Access) -> Result<()> {

@@ -19,7 +19,7 @@ use crate::primary::point::{Missed, Part};
 use crate::primary::show;
 use crate::primary::status::{PointSummary, VolumeState};
 use crate::primary::volume::Volume;
-use crate::primary::{copy, group};
+use crate::primary::{copy, group, homecoming};
 
 /// The pause while a resync becomes the volume's next job.
 const AT_ONCE: Duration = Duration::from_millis(200);
@@ -100,6 +100,7 @@ fn step(
     keeping: &mut Keeping,
     questions: &mut Questions,
 ) -> Result<Duration> {
+    homecoming::arrive(volume, environment)?;
     let attention = handover::attend(volume, environment, questions);
     match attention.inspect_err(|error| note_asked(volume, error))? {
         Attention::KeepStill => return Ok(LOOK_AGAIN),

@@ -28,6 +28,7 @@ mod exclusions;
 mod fingerprint;
 mod group;
 mod handover;
+mod homecoming;
 pub mod hooks;
 mod inline;
 mod instant;

@@ -74,6 +74,7 @@ pub fn protect(
         phase: place.phase,
         shipping: Shipping::On,
         generation: Some(place.generation.into()),
+        coming_home: None,
         rest: Rest::InUse,
         revision: 0,
     };

@@ -317,6 +317,7 @@ pub(crate) mod tests {
             phase: Phase::Replicating,
             shipping: Shipping::On,
             generation: None,
+            coming_home: None,
             rest: crate::primary::config::Rest::InUse,
             revision: 0,
         };

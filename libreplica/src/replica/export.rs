@@ -1,14 +1,19 @@
-//! An opened state behind an NBD socket of its owner alone.
+//! An opened state behind an NBD socket of its owner alone. What a volume was failed over to is
+//! protected, too, while it is served (`reverse.rs`); and it is not served at all while another
+//! side is taking it over.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::connection;
 use super::opened::Opened;
+use super::reverse::Reverse;
 use crate::capture::nbd::handshake::{Export, Session, Trim};
-use crate::capture::nbd::{Allowance, Door, Host, NbdOptions};
+use crate::capture::nbd::{Allowance, Door, Host, NbdOptions, uri_of};
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Branch, BranchPurpose};
 
 /// Clients at a time: each has some threads.
 const CLIENTS: usize = 16;
@@ -16,8 +21,20 @@ const CLIENTS: usize = 16;
 /// A state of a volume that is served over NBD.
 #[derive(Debug)]
 pub struct PointExport {
-    door: Door,
+    front: Arc<Front>,
+    reverse: Option<Reverse>,
+}
+
+/// What is served, and the socket while it is.
+#[derive(Debug)]
+pub(super) struct Front {
     served: Arc<Served>,
+    options: NbdOptions,
+    door: Mutex<Option<Door>>,
+    /// What keeps it from being served, or from being protected.
+    trouble: Mutex<Option<String>>,
+    /// The volume is another side's.
+    over: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -28,12 +45,76 @@ struct Served {
 }
 
 impl PointExport {
-    /// Serves `opened` at the socket `path`. One that a dead process left is replaced.
+    /// Serves `opened` at the socket `path`. One that a dead process left is replaced. A branch
+    /// at rest is served only once it is clear that nobody takes it over, one whose volume is
+    /// another side's not at all.
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] if somebody listens there; [`ErrorKind::Exists`] if something else
     /// than a socket is there; what the system says.
     pub fn start(opened: Opened, path: &Path) -> Result<Self> {
+        let in_use = |branch: &&Branch| branch.info().purpose == BranchPurpose::Failover;
+        let waits = match opened.branch().filter(in_use) {
+            Some(branch) => {
+                let own = branch.info().generation.id;
+                let is_over = opened.volume().catalogue()?.generation.id != own;
+                Some(is_over || branch.rests_for()?.is_some())
+            }
+            None => None,
+        };
+        let front = Arc::new(Front::new(opened, path));
+        if waits != Some(true) {
+            front.open()?;
+        }
+        let reverse = match waits {
+            Some(_) => Some(Reverse::start(Arc::clone(&front))?),
+            None => None,
+        };
+        Ok(Self { front, reverse })
+    }
+
+    /// What clients are told to use: `nbd+unix:///?socket=PATH`.
+    pub fn uri(&self) -> String {
+        uri_of(&self.front.options.socket)
+    }
+
+    /// How many clients are connected.
+    pub fn clients(&self) -> usize {
+        self.front.clients()
+    }
+
+    /// What is served.
+    pub fn opened(&self) -> &Opened {
+        self.front.opened()
+    }
+
+    /// What keeps it from being served, or from being protected.
+    pub fn trouble(&self) -> Option<String> {
+        self.front.trouble().clone()
+    }
+
+    /// Whether the volume that it was in use for has gone home, so that nothing is served any more.
+    pub fn is_over(&self) -> bool {
+        self.front.over.load(Ordering::Relaxed)
+    }
+
+    /// Ends the connections: what was received is done, and answered if the clients take
+    /// their replies soon. Gives back what was served.
+    ///
+    /// # Errors
+    /// [`ErrorKind::State`] if somebody else still uses it.
+    pub fn stop(mut self) -> Result<Opened> {
+        drop(self.reverse.take());
+        self.front.close();
+        let in_use = || Error::new(ErrorKind::State, "close an opened point");
+        let front = Arc::into_inner(self.front).ok_or_else(in_use)?;
+        let served = Arc::into_inner(front.served).ok_or_else(in_use)?;
+        Ok(served.opened)
+    }
+}
+
+impl Front {
+    fn new(opened: Opened, path: &Path) -> Self {
         let options = NbdOptions {
             connections: CLIENTS,
             ..NbdOptions::new(path)
@@ -51,36 +132,53 @@ impl PointExport {
             export,
             allowance: Arc::new(Allowance::new(options.memory.get())),
         });
-        let host: Arc<dyn Host> = Arc::<Served>::clone(&served);
-        let door = Door::open(options, host)?;
-        Ok(Self { door, served })
+        Self {
+            served,
+            options,
+            door: Mutex::new(None),
+            trouble: Mutex::new(None),
+            over: AtomicBool::new(false),
+        }
     }
 
-    /// What clients are told to use: `nbd+unix:///?socket=PATH`.
-    pub fn uri(&self) -> String {
-        self.door.uri()
+    /// Lets clients in from now on.
+    pub(super) fn open(&self) -> Result<()> {
+        let mut door = self.door();
+        if door.is_none() {
+            let host: Arc<dyn Host> = Arc::<Served>::clone(&self.served);
+            *door = Some(Door::open(self.options.clone(), host)?);
+        }
+        Ok(())
     }
 
-    /// How many clients are connected.
-    pub fn clients(&self) -> usize {
-        self.door.clients()
+    /// Lets nobody in any more; when it returns, all that was received is done.
+    pub(super) fn close(&self) {
+        if let Some(door) = self.door().take() {
+            door.close();
+        }
     }
 
-    /// What is served.
-    pub fn opened(&self) -> &Opened {
+    /// Nobody is served any more, for good.
+    pub(super) fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
+        self.close();
+    }
+
+    pub(super) fn clients(&self) -> usize {
+        self.door().as_ref().map_or(0, Door::clients)
+    }
+
+    pub(super) fn opened(&self) -> &Opened {
         &self.served.opened
     }
 
-    /// Ends the connections: what was received is done, and answered if the clients take
-    /// their replies soon. Gives back what was served.
-    ///
-    /// # Errors
-    /// [`ErrorKind::State`] if somebody else still uses it.
-    pub fn stop(self) -> Result<Opened> {
-        self.door.close();
-        let in_use = || Error::new(ErrorKind::State, "close an opened point");
-        let served = Arc::into_inner(self.served).ok_or_else(in_use)?;
-        Ok(served.opened)
+    pub(super) fn trouble(&self) -> MutexGuard<'_, Option<String>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // Nothing that panics is done under it.
+    fn door(&self) -> MutexGuard<'_, Option<Door>> {
+        self.door.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

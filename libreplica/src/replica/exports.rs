@@ -3,17 +3,16 @@
 //! a branch with all that was flushed to it, a state to be read if it is still there.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 use super::export::PointExport;
+use super::notes::Notes;
 use super::opened::{Opened, Wanted};
 use crate::capture::nbd::handshake::Access;
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BranchId, VolumeId};
 use crate::key_file::read_key_file;
 use crate::store::{PointSelector, Store, VolumeReader};
@@ -67,8 +66,16 @@ pub struct ExportStatus {
     pub uri: String,
     /// How many are connected.
     pub clients: usize,
-    /// Why it is not served.
+    /// Why it is not served, or not protected where it is used now.
     pub error: Option<String>,
+}
+
+impl ExportStatus {
+    /// The socket's path; none if it is not served.
+    pub fn socket(&self) -> Option<PathBuf> {
+        let path = self.uri.split_once("socket=")?.1;
+        (!path.is_empty()).then(|| path.into())
+    }
 }
 
 /// How it stands in the state folder.
@@ -91,14 +98,14 @@ struct Entry {
 
 /// What a daemon has open.
 pub struct Exports {
-    folder: PathBuf,
+    notes: Notes<Note>,
     open: Mutex<BTreeMap<String, Entry>>,
 }
 
 impl std::fmt::Debug for Exports {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Exports")
-            .field("folder", &self.folder)
+            .field("notes", &self.notes)
             .finish_non_exhaustive()
     }
 }
@@ -110,30 +117,14 @@ impl Exports {
     /// # Errors
     /// When the folder cannot be made or read.
     pub fn start(folder: &Path) -> Result<Self> {
-        use std::os::unix::fs::DirBuilderExt;
-        const READ: &str = "read what was open";
-        let made = fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder);
-        made.at(READ, folder)?;
+        let notes = Notes::<Note>::open(folder)?;
         let mut open = BTreeMap::new();
-        for file in fs::read_dir(folder).at(READ, folder)? {
-            let path = file.at(READ, folder)?.path();
-            let Some(id) = id_of(&path) else { continue };
-            let bytes = fs::read(&path).at(READ, &path)?;
-            let note: Note = match serde_json::from_slice(&bytes) {
-                Ok(note) => note,
-                Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "not a note of what was open");
-                    continue;
-                }
-            };
+        for (id, note) in notes.all()? {
             let served = note.serve();
             if let Err(error) = &served {
                 if note.branch.is_some() && is_gone(&note, error) {
                     // It was being closed.
-                    let _ = fs::remove_file(&path);
+                    let _ = notes.remove(&id);
                     continue;
                 }
                 tracing::warn!(%error, "an opened point is not served");
@@ -141,7 +132,7 @@ impl Exports {
             open.insert(id, Entry { note, served });
         }
         Ok(Self {
-            folder: folder.to_owned(),
+            notes,
             open: Mutex::new(open),
         })
     }
@@ -152,11 +143,10 @@ impl Exports {
     /// Those of [`Opened::open`] and [`PointExport::start`].
     pub fn open(&self, spec: &ExportSpec) -> Result<ExportStatus> {
         let (volume, name) = find(&spec.store, spec.volume, spec.key_file.as_deref())?;
-        if self
-            .lock()
-            .values()
-            .any(|entry| entry.note.socket == spec.socket)
-        {
+        self.forget_over(&spec.socket)?;
+        let here = |entry: &Entry| entry.note.socket == spec.socket;
+        let is_taken = self.lock().values().any(here);
+        if is_taken {
             return Err(Error::new(ErrorKind::Busy, OPEN)
                 .path(&spec.socket)
                 .detail("something is open there"));
@@ -179,7 +169,7 @@ impl Exports {
         };
         let served = PointExport::start(opened, &spec.socket);
         let written = served.and_then(|served| {
-            write_down(&self.path(&id.to_string()), &note)?;
+            self.notes.write(&id.to_string(), &note)?;
             Ok(served)
         });
         let served = written.inspect_err(|_| {
@@ -197,6 +187,22 @@ impl Exports {
         Ok(status)
     }
 
+    /// What was served at a socket for a volume that has gone home makes room.
+    fn forget_over(&self, socket: &Path) -> Result<()> {
+        let is_over = |entry: &Entry| {
+            entry.note.socket == socket && entry.served.as_ref().is_ok_and(PointExport::is_over)
+        };
+        let over = {
+            let open = self.lock();
+            let mut found = open.iter().filter(|(_, entry)| is_over(entry));
+            found.next().map(|(id, _)| id.clone())
+        };
+        match over {
+            Some(id) => self.close(&id, Written::Discarded).map(drop),
+            None => Ok(()),
+        }
+    }
+
     /// Closes what is open: named by its id, its socket's path, or by the volume if only one
     /// thing of that is open. Says what it was.
     ///
@@ -204,6 +210,10 @@ impl Exports {
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Invalid`] if several are meant; what the store refuses.
     pub fn close(&self, what: &str, written: Written) -> Result<ExportStatus> {
         let id = self.find(what)?;
+        if written == Written::Discarded {
+            let note = self.lock().get(&id).map(|entry| entry.note.clone());
+            note.map_or(Ok(()), |note| note.may_be_discarded())?;
+        }
         let entry = self.lock().remove(&id);
         let Some(Entry { note, served }) = entry else {
             return Err(not_open(what));
@@ -217,8 +227,7 @@ impl Exports {
             self.lock().insert(id, Entry { note, served });
             return Err(error);
         }
-        let path = self.path(&id);
-        fs::remove_file(&path).at(CLOSE, &path)?;
+        self.notes.remove(&id)?;
         Ok(status)
     }
 
@@ -263,10 +272,6 @@ impl Exports {
         }
     }
 
-    fn path(&self, id: &str) -> PathBuf {
-        self.folder.join(format!("{id}.json"))
-    }
-
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
         // Nothing that panics is done under it.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
@@ -297,6 +302,16 @@ impl Note {
         let volume = self.volume.parse();
         let volume = volume.map_err(|e| Error::new(ErrorKind::Damaged, OPEN).source(e))?;
         find(&self.store, volume, self.key_file.as_deref()).map(|(volume, _)| volume)
+    }
+
+    fn may_be_discarded(&self) -> Result<()> {
+        let Some(id) = self.branch_id() else {
+            return Ok(());
+        };
+        let volume = self.volume()?;
+        let branches = volume.branches()?;
+        let branch = branches.iter().find(|branch| branch.info.id == id);
+        branch.map_or(Ok(()), |branch| volume.refuse_in_use(&branch.info))
     }
 
     fn wanted(&self) -> Result<Wanted> {
@@ -337,7 +352,7 @@ impl Entry {
             writable: served.map_or(note.branch.is_some(), is_writable),
             uri: served.map_or_else(|_| String::new(), PointExport::uri),
             clients: served.map_or(0, PointExport::clients),
-            error: served.err().map(ToString::to_string),
+            error: served.map_or_else(|error| Some(error.to_string()), PointExport::trouble),
         }
     }
 }
@@ -363,28 +378,4 @@ fn not_open(what: &str) -> Error {
     Error::new(ErrorKind::NotFound, CLOSE)
         .detail(format!("nothing called `{what}` is open"))
         .advice("`replica status` lists what is")
-}
-
-fn id_of(path: &Path) -> Option<String> {
-    let id = path.file_name()?.to_str()?.strip_suffix(".json")?;
-    id.parse::<BranchId>().ok().map(|id| id.to_string())
-}
-
-/// Writes a note, durably and as a whole.
-fn write_down(path: &Path, note: &Note) -> Result<()> {
-    const WRITE: &str = "write down what is open";
-    let text = serde_json::to_vec_pretty(note)
-        .map_err(|e| Error::new(ErrorKind::Invalid, WRITE).source(e))?;
-    let scratch = path.with_extension("json.new");
-    let write = || -> io::Result<()> {
-        let mut file = File::create(&scratch)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&scratch, path)?;
-        match path.parent() {
-            Some(folder) => File::open(folder)?.sync_all(),
-            None => Ok(()),
-        }
-    };
-    write().at(WRITE, path)
 }

@@ -12,8 +12,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::failover::{Event, State, Step, step};
 use crate::id::{BranchId, HandoverId, PointId, VolumeId};
 use crate::store::{
-    Answer, Ask, BranchPurpose, Catalogue, How, PointSelector, Promotion, Recovery, StateId, Store,
-    VolumeReader, VolumeWriter,
+    Answer, Ask, Asking, BranchPurpose, Catalogue, How, PointSelector, Promotion, Recovery,
+    StateId, Store, VolumeReader, VolumeWriter,
 };
 
 const FAIL_OVER: &str = "fail the volume over";
@@ -72,6 +72,16 @@ pub struct FailedOver {
     pub source: Option<String>,
 }
 
+/// What a source left that came to rest.
+pub(super) struct AtRest {
+    /// The lock that it let go.
+    pub(super) writer: VolumeWriter,
+    /// The point that holds everything.
+    pub(super) point: PointId,
+    /// It rests as long as this is there.
+    pub(super) asking: Asking,
+}
+
 /// One volume of a store, as it is failed over.
 #[derive(Debug)]
 pub struct Failover {
@@ -92,7 +102,17 @@ impl Failover {
         }
     }
 
-    fn reader(&self) -> Result<VolumeReader> {
+    /// The store.
+    pub const fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The volume.
+    pub const fn volume(&self) -> VolumeId {
+        self.volume
+    }
+
+    pub(super) fn reader(&self) -> Result<VolumeReader> {
         self.store.volume(self.volume, self.key.clone())
     }
 
@@ -128,6 +148,15 @@ impl Failover {
             drill,
             branch: of(BranchPurpose::Failover),
         })
+    }
+
+    /// Whether an event means something now; how the volume is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::State`] if it does not: why, and what would. Those of
+    /// [`Failover::situation`].
+    pub fn may(&self, event: Event) -> Result<Situation> {
+        self.decide(event).map(|(situation, _)| situation)
     }
 
     fn decide(&self, event: Event) -> Result<(Situation, Step)> {
@@ -185,10 +214,10 @@ impl Failover {
         // What cannot be had is refused before anybody is disturbed.
         self.choose(&reader, &reader.catalogue()?, choice)?;
         let rested = limit.map(|limit| self.take_over_at_rest(limit));
-        let (writer, source) = match rested {
-            Some(Ok((writer, _))) => (writer, None),
-            Some(Err(error)) => (self.take_lock()?, Some(error.to_string())),
-            None => (self.take_lock()?, None),
+        let (writer, _asking, source) = match rested {
+            Some(Ok(rests)) => (rests.writer, Some(rests.asking), None),
+            Some(Err(error)) => (self.take_lock()?, None, Some(error.to_string())),
+            None => (self.take_lock()?, None, None),
         };
         // What came to rest may have brought something newer.
         let chosen = self.choose(&reader, writer.catalogue(), choice)?;
@@ -208,7 +237,11 @@ impl Failover {
     /// device is not what its last point has.
     pub fn planned(&self, limit: Duration) -> Result<FailedOver> {
         self.decide(Event::Planned)?;
-        let (writer, point) = self.take_over_at_rest(limit)?;
+        let AtRest {
+            writer,
+            point,
+            asking: _asking,
+        } = self.take_over_at_rest(limit)?;
         self.promote(writer, StateId::Point(point), How::Planned)
     }
 
@@ -248,6 +281,36 @@ impl Failover {
         self.take_lock()?.commit_failover()
     }
 
+    /// What a failover by this machine to the same state came to, if nobody has it open: whoever
+    /// carried it out was killed before it was served.
+    ///
+    /// # Errors
+    /// Those of [`Failover::finish`].
+    pub fn resume(&self, choice: Choice) -> Result<Option<FailedOver>> {
+        let reader = self.reader()?;
+        let catalogue = reader.catalogue()?;
+        let Recovery::FailedOver(promotion) = &catalogue.recovery else {
+            return Ok(None);
+        };
+        let is_it = match choice {
+            Choice::State(selector) => reader.state(selector)?.id() == promotion.state(),
+            _ => true,
+        };
+        let open = reader
+            .branches()?
+            .into_iter()
+            .any(|entry| entry.in_use && entry.info.generation.id == catalogue.generation.id);
+        if !is_it || open || promotion.host != self.host {
+            return Ok(None);
+        }
+        let promotion = promotion.clone();
+        Ok(self.finish()?.map(|branch| FailedOver {
+            promotion,
+            branch,
+            source: None,
+        }))
+    }
+
     /// Does again what a killed process may have left: the branch of what is in use is there, and
     /// no other.
     ///
@@ -285,7 +348,6 @@ impl Failover {
     fn promote(&self, mut writer: VolumeWriter, chosen: StateId, how: How) -> Result<FailedOver> {
         let promotion = writer.promote(chosen, how, &self.host)?;
         drop(writer);
-        self.store.withdraw_handover(self.volume)?;
         let branch = self.finish()?.ok_or_else(|| {
             Error::new(ErrorKind::State, FAIL_OVER)
                 .volume(self.volume)
@@ -300,27 +362,26 @@ impl Failover {
 
     /// Has the source come to rest, and takes the lock that it let go: the point that holds
     /// everything. The lock is not asked for: who holds it then has gone on, and has more.
-    fn take_over_at_rest(&self, limit: Duration) -> Result<(VolumeWriter, PointId)> {
+    pub(super) fn take_over_at_rest(&self, limit: Duration) -> Result<AtRest> {
         let until = Instant::now() + limit + IN_TIME;
-        let asked = self.question(Ask::Rest, limit)?;
-        let taken = self.rested(asked, limit).and_then(|point| {
-            let writer = self.store.volume_writer(self.volume, self.key.clone())?;
-            let catalogue = writer.catalogue();
-            let newest = catalogue.points.last();
-            let is_end = newest
-                .is_some_and(|newest| newest.id == point && newest.epoch == catalogue.last_epoch());
-            if is_end && Instant::now() < until {
-                return Ok((writer, point));
-            }
-            Err(Error::new(ErrorKind::State, REST)
-                .volume(self.volume)
-                .detail("it has gone on meanwhile")
-                .advice("try again, with a longer limit"))
-        });
-        if taken.is_err() {
-            self.store.withdraw_handover(self.volume)?;
+        let asking = self.question(Ask::Rest, limit)?;
+        let point = self.rested(asking.handover().id, limit)?;
+        let writer = self.store.volume_writer(self.volume, self.key.clone())?;
+        let catalogue = writer.catalogue();
+        let newest = catalogue.points.last();
+        let is_end = newest
+            .is_some_and(|newest| newest.id == point && newest.epoch == catalogue.last_epoch());
+        if is_end && Instant::now() < until {
+            return Ok(AtRest {
+                writer,
+                point,
+                asking,
+            });
         }
-        taken
+        Err(Error::new(ErrorKind::State, REST)
+            .volume(self.volume)
+            .detail("it has gone on meanwhile")
+            .advice("try again, with a longer limit"))
     }
 
     /// The last point of a source that came to rest.
@@ -348,12 +409,10 @@ impl Failover {
     }
 
     /// Asks the primary. The question stands long enough for what follows on the answer.
-    fn question(&self, what: Ask, limit: Duration) -> Result<HandoverId> {
+    fn question(&self, what: Ask, limit: Duration) -> Result<Asking> {
         let stands = limit + LET_GO;
-        let asked = self
-            .store
-            .ask_handover(self.volume, what, stands, &self.host)?;
-        Ok(asked.id)
+        self.store
+            .ask_handover(self.volume, what, stands, &self.host)
     }
 
     /// Waits for an answer.
@@ -369,14 +428,14 @@ impl Failover {
     }
 
     /// Takes the volume's lock, which its primary lets go if it is asked.
-    fn take_lock(&self) -> Result<VolumeWriter> {
+    pub(super) fn take_lock(&self) -> Result<VolumeWriter> {
         let take = || self.store.volume_writer(self.volume, self.key.clone());
         let busy = match take() {
             Err(error) if error.kind() == ErrorKind::Busy => error,
             taken => return taken,
         };
         let asked = self.question(Ask::LetGo, LET_GO)?;
-        let answered = self.answer(asked, LET_GO)?;
+        let answered = self.answer(asked.handover().id, LET_GO)?;
         let until = Instant::now() + LET_GO;
         while answered.is_some() && Instant::now() < until {
             match take() {
@@ -384,7 +443,6 @@ impl Failover {
                 taken => return taken,
             }
         }
-        self.store.withdraw_handover(self.volume)?;
         Err(busy.advice(
             "its primary does not let go of it: end that process first, for two must not write",
         ))

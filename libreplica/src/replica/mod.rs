@@ -10,18 +10,28 @@
 //! exports      what a daemon has open, also after its next start
 //! drill        a point booted to see whether it lives
 //! failover     a state put in use in place of the source
+//! home         the way back, to the first side
+//! adopted      which stores' volumes a daemon knows
+//! reverse      what a volume was failed over to, protected while it is served
+//! notes        what a daemon remembers, a file a thing
 //! ```
 
+mod adopted;
 mod connection;
 mod drill;
 mod export;
 mod exports;
 mod failover;
+mod home;
+mod notes;
 mod opened;
+mod reverse;
 mod status;
 
+pub use adopted::{Adopted, AdoptedStatus, AdoptedVolume};
 pub use drill::{DrillSpec, Drilled, drill};
 pub use export::PointExport;
 pub use exports::{ExportSpec, ExportStatus, Exports, Written};
 pub use failover::{Choice, FailedOver, Failover, Shutdown, Situation};
+pub use home::{CameHome, Home, Pass};
 pub use opened::{Opened, Wanted};

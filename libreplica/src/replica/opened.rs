@@ -23,6 +23,7 @@ pub enum Wanted {
 /// An opened state of a volume. Any number of threads may use it at once.
 #[derive(Debug)]
 pub struct Opened {
+    volume: VolumeReader,
     geometry: Geometry,
     content: Content,
 }
@@ -60,7 +61,16 @@ impl Opened {
             size,
             ..catalogue.geometry()
         };
-        Ok(Self { geometry, content })
+        Ok(Self {
+            volume: volume.clone(),
+            geometry,
+            content,
+        })
+    }
+
+    /// The volume that it is a state of.
+    pub const fn volume(&self) -> &VolumeReader {
+        &self.volume
     }
 
     /// Its size and units.
