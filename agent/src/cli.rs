@@ -7,7 +7,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use hrl_format::record::Consistency;
 use libreplica::primary::Capture;
 
+use crate::commands::adopt::AdoptArgs;
 use crate::commands::drill::DrillArgs;
+use crate::commands::failover::{ChangePointArgs, CommitArgs, FailoverArgs};
+use crate::commands::home::{FailbackArgs, ReprotectArgs};
 use crate::commands::machine::MachineCommand;
 use crate::log_command::LogCommand;
 use crate::quantity::{BlockSizeArg, DurationArg};
@@ -76,6 +79,18 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Find by checksums what differs, and ship it
     Resync(ResyncArgs),
+    /// Have this machine's daemon know the volumes of a store, to recover them here
+    Adopt(AdoptArgs),
+    /// Put a recovery point in use in place of the source, in a drill or in earnest
+    Failover(FailoverArgs),
+    /// Put another recovery point in use than the one that was failed over to
+    ChangePoint(ChangePointArgs),
+    /// Make a failover final: the other recovery points are dropped
+    Commit(CommitArgs),
+    /// Protect a volume where it is used after a failover, towards its first side
+    Reprotect(ReprotectArgs),
+    /// Bring a volume home to its first side, or to a blank disk
+    Failback(FailbackArgs),
     /// Boot a recovery point to see whether it lives; exit 1 if not
     Drill(DrillArgs),
     /// Look after the definition of the machine that a volume belongs to

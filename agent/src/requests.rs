@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hrl_format::id::Generation;
 use hrl_format::record::Consistency;
-use hrl_format::units::{BlockSize, ByteLen, ByteOffset, Extent};
+use hrl_format::units::{BlockSize, ByteLen, ByteOffset, Extent, GenerationNumber};
 use libreplica::primary::{Exclusion, PointOptions, Primary, ProtectSpec, Siblings};
-use libreplica::replica::{ExportSpec, Exports, Wanted, Written};
+use libreplica::replica::{Adopted, ExportSpec, Exports, Wanted, Written};
 use libreplica::store::{BranchPurpose, Store};
 use libreplica::{Error, ErrorKind, Result};
 
@@ -22,6 +23,8 @@ pub struct Served {
     pub primary: Arc<Primary>,
     /// The points that it has open.
     pub exports: Exports,
+    /// The stores' volumes that it was told of.
+    pub adopted: Adopted,
 }
 
 /// Carries out `request`.
@@ -40,7 +43,41 @@ pub fn answer(served: &Served, request: Request) -> Result<Answer> {
             })
         }
         Request::Wait { volume } => primary.wait_until_replicating(&volume).map(Answer::settled),
-        Request::Unprotect { volume } => primary.unprotect(&volume).map(|()| Answer::Done),
+        Request::Unprotect { volume } => match primary.unprotect(&volume) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                // What was only adopted is forgotten by the same word.
+                let forgotten = served.adopted.forget(&volume);
+                forgotten.map_err(|_| error).map(|()| Answer::Done)
+            }
+            done => done.map(|()| Answer::Done),
+        },
+        Request::PrepareHomecoming { volume } => {
+            let path = primary.prepare_homecoming(&volume)?;
+            Ok(Answer::Device { path })
+        }
+        Request::AnnounceHomecoming {
+            volume,
+            number,
+            generation,
+        } => {
+            let wrong = |e| Error::new(ErrorKind::Invalid, "bring the volume home").source(e);
+            let coming = Generation {
+                number: GenerationNumber::new(number),
+                id: generation.parse().map_err(wrong)?,
+            };
+            let announced = primary.announce_homecoming(&volume, coming);
+            announced.map(|()| Answer::Done)
+        }
+        Request::CameHome { volume } => primary.came_home(&volume).map(|()| Answer::Done),
+        Request::Adopt {
+            store,
+            volume,
+            key_file,
+        } => {
+            let (volume, key_file) = (volume.as_deref(), key_file.as_deref());
+            let volumes = served.adopted.adopt(&store, volume, key_file)?;
+            Ok(Answer::Adopted { volumes })
+        }
         Request::UnprotectStale => primary
             .remove_stale()
             .map(|removed| Answer::Stale { removed }),
@@ -58,7 +95,7 @@ pub fn answer(served: &Served, request: Request) -> Result<Answer> {
             Ok(Answer::Export { export })
         }
         Request::Point(request) => point(primary, request),
-        Request::Location { volume } => location(primary, &volume),
+        Request::Location { volume } => location(served, &volume).map(Answer::Location),
         Request::Verify { volume } => primary
             .verify(&volume)
             .map(|report| Answer::Verified { report }),
@@ -131,24 +168,41 @@ fn point(primary: &Arc<Primary>, request: PointRequest) -> Result<Answer> {
         .map(|point| Answer::Point { point })
 }
 
-fn location(primary: &Arc<Primary>, volume: &str) -> Result<Answer> {
-    let config = primary.config(volume)?;
-    Ok(Answer::Location(Location {
-        id: config.id.to_string(),
-        store: config.store,
-        key_file: config.key_file,
-    }))
+/// Where a volume lies that is protected from here, or adopted.
+fn location(served: &Served, volume: &str) -> Result<Location> {
+    match served.primary.config(volume) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let adopted = served.adopted.find(volume)?;
+            Ok(Location {
+                id: adopted.volume,
+                store: adopted.store,
+                key_file: adopted.key_file,
+            })
+        }
+        config => config.map(|config| Location {
+            id: config.id.to_string(),
+            store: config.store,
+            key_file: config.key_file,
+        }),
+    }
 }
 
 fn status(served: &Served, volume: Option<&str>) -> Result<Answer> {
     let mut open = served.exports.list();
     open.retain(|export| volume.is_none_or(|v| export.name == v || export.volume == v));
+    let mut adopted = served.adopted.list();
+    adopted.retain(|a| volume.is_none_or(|v| a.volume.name == v || a.volume.volume == v));
+    let is_known = !open.is_empty() || !adopted.is_empty();
     let volumes = match served.primary.status(volume) {
         // A volume of which something is open need not be protected from here.
-        Err(error) if error.kind() == ErrorKind::NotFound && !open.is_empty() => Vec::new(),
+        Err(error) if error.kind() == ErrorKind::NotFound && is_known => Vec::new(),
         volumes => volumes?,
     };
-    Ok(Answer::Status { volumes, open })
+    Ok(Answer::Status {
+        volumes,
+        open,
+        adopted,
+    })
 }
 
 fn open(served: &Served, request: OpenRequest) -> Result<Answer> {
@@ -173,12 +227,10 @@ fn open(served: &Served, request: OpenRequest) -> Result<Answer> {
             (store, volume, request.key_file)
         }
         None => {
-            let config = served.primary.config(&request.volume)?;
-            (
-                config.store,
-                config.id,
-                request.key_file.or(config.key_file),
-            )
+            let at = location(served, &request.volume)?;
+            let id = at.id.parse();
+            let id = id.map_err(|e| Error::new(ErrorKind::Damaged, OPEN).source(e))?;
+            (at.store, id, request.key_file.or(at.key_file))
         }
     };
     let export = served.exports.open(&ExportSpec {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hrl_format::units::ByteLen;
 use libreplica::primary::{Primary, PrimaryOptions};
-use libreplica::replica::Exports;
+use libreplica::replica::{Adopted, Exports};
 use libreplica::{Error, IoContext};
 use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Deserializer, de};
@@ -17,6 +17,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cli::{DaemonArgs, RunArgs};
+use crate::commands::failover::host;
 use crate::control::server::ControlServer;
 use crate::failure::Failure;
 use crate::quantity::{DurationArg, parse_bytes};
@@ -73,10 +74,14 @@ pub fn run(daemon: &DaemonArgs, args: &RunArgs) -> Result<ExitCode, Failure> {
 
     let primary = Primary::start(options(daemon, &config)?)?;
     let server = Arc::new(ControlServer::bind(&std::path::absolute(&daemon.socket)?)?);
-    let exports = Exports::start(&std::path::absolute(&daemon.state_dir)?.join("open"))?;
+    let state = std::path::absolute(&daemon.state_dir)?;
+    let exports = Exports::start(&state.join("open"))?;
+    let adopted = Adopted::start(&state.join("adopted"))?;
+    adopted.finish(&host()?);
     let served = Arc::new(Served {
         primary: Arc::clone(&primary),
         exports,
+        adopted,
     });
     let (serving, at_socket) = (Arc::clone(&server), Arc::clone(&served));
     std::thread::Builder::new()

@@ -1,8 +1,6 @@
 //! The ublk front beside the kernel's loop device: both serve the same memory disk, in one run,
 //! to the same fio. Ours tracks and records meanwhile: data mode, the backlog taken by a
-//! thread. Where the kernel has zero copy: what a request costs this process with and without,
-//! in bitmap mode. As root, on a kernel with ublk: `scripts/vm-bench ublk` has one, and
-//! `REPLICA_VM_KERNEL=newest scripts/vm-bench ublk` one with zero copy.
+//! thread. As root, on a kernel with ublk: `scripts/vm-bench ublk` has one.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,7 +14,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use libreplica::capture::inline::Service;
-use libreplica::capture::ublk::{Copying, How, UblkDevice, UblkSpec};
+use libreplica::capture::ublk::{How, UblkDevice, UblkSpec};
 use libreplica::units::ByteLen;
 use replica_bench::inline::{self, LoopDevice};
 
@@ -67,94 +65,6 @@ fn load(device: &Path, how: &[&str]) -> f64 {
         .map(|n| fields[n].parse::<f64>().unwrap())
         .into_iter()
         .sum()
-}
-
-/// What is compared with and without copies.
-const COPIED: [(&str, [&str; 3]); 4] = [
-    (
-        "4 KiB random reads, 32 under way",
-        ["--rw=randread", "--bs=4k", "--iodepth=32"],
-    ),
-    (
-        "4 KiB random writes, 32 under way",
-        ["--rw=randwrite", "--bs=4k", "--iodepth=32"],
-    ),
-    (
-        "512 KiB ascending reads, 4 under way",
-        ["--rw=read", "--bs=512k", "--iodepth=4"],
-    ),
-    (
-        "512 KiB ascending writes, 4 under way",
-        ["--rw=write", "--bs=512k", "--iodepth=4"],
-    ),
-];
-
-/// Seconds of a processor that this process has used, in clock ticks of 10 ms.
-fn processor() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat
-        .rsplit_once(')')
-        .unwrap()
-        .1
-        .split_whitespace()
-        .collect();
-    // In programs, and in the kernel for them.
-    [11, 12]
-        .map(|n| fields[n].parse::<f64>().unwrap())
-        .iter()
-        .sum::<f64>()
-        / 100.0
-}
-
-/// Requests a second, and microseconds of a processor for each, with the data copied so.
-fn copied(service: &Service, copying: Copying, how: &[&str]) -> (f64, f64) {
-    let spec = UblkSpec {
-        copying,
-        ..UblkSpec::new(inline::VOLUME)
-    };
-    let device = UblkDevice::start(service.entrance(), &spec).unwrap();
-    let before = processor();
-    let rate = load(device.path(), how);
-    let used = processor() - before;
-    let counted = device.status().uncopied;
-    let spared = counted.reads + counted.writes > 0;
-    assert_eq!(spared, copying == Copying::WhereNeeded, "{counted:?}");
-    device.stop(How::Remove).unwrap();
-    (rate, used * 1e6 / (rate * f64::from(SECONDS)))
-}
-
-fn compare_copies(folder: &Path) {
-    let spec = inline::spec(Path::new(MEMORY), folder, ByteLen::new(256 << 20));
-    let (service, _) = Service::start(&spec).unwrap();
-    let probe = UblkDevice::start(service.entrance(), &UblkSpec::new(inline::VOLUME)).unwrap();
-    let has_zero_copy = probe.status().has_zero_copy();
-    probe.stop(How::Remove).unwrap();
-    if !has_zero_copy {
-        println!("\nthis kernel has no zero copy");
-        return;
-    }
-    println!(
-        "\n| requests a second; CPU of each | copied | not copied | CPU, copied | not copied | ratio |"
-    );
-    println!("| --- | --- | --- | --- | --- | --- |");
-    for (name, how) in COPIED {
-        let mut found = [Copying::Always, Copying::WhereNeeded]
-            .map(|copying| (copying, Vec::new(), Vec::new()));
-        for _ in 0..ROUNDS {
-            for (copying, rates, costs) in &mut found {
-                let (rate, cost) = copied(&service, *copying, &how);
-                rates.push(rate);
-                costs.push(cost);
-            }
-        }
-        let [(_, rates, costs), (_, other_rates, other_costs)] = &mut found;
-        let (rate, cost) = (median(rates), median(costs));
-        let (other_rate, other_cost) = (median(other_rates), median(other_costs));
-        println!(
-            "| {name} | {rate:.0}/s | {other_rate:.0}/s | {cost:.0} µs | {other_cost:.0} µs | {:.2} |",
-            other_cost / cost
-        );
-    }
 }
 
 fn median(values: &mut [f64]) -> f64 {
@@ -226,6 +136,4 @@ fn main() {
             ours / looped
         );
     }
-    let folder = tempfile::tempdir().unwrap();
-    compare_copies(folder.path());
 }

@@ -1,6 +1,9 @@
 //! The operator's commands: each asks the daemon, or reads a store by itself.
 
+pub mod adopt;
 pub mod drill;
+pub mod failover;
+pub mod home;
 pub mod machine;
 pub mod open;
 pub mod open_store;

@@ -23,16 +23,22 @@ use crate::text::selector;
 const LIMIT: Option<Duration> = Some(Duration::from_secs(120));
 
 pub fn run(daemon: &DaemonArgs, args: &OpenArgs) -> Result<ExitCode, Failure> {
+    open(daemon, args, str::to_owned)
+}
+
+/// Opens what is asked for, and prints the one line that `line` makes of its address.
+pub fn open(
+    daemon: &DaemonArgs,
+    args: &OpenArgs,
+    line: impl FnOnce(&str) -> String,
+) -> Result<ExitCode, Failure> {
     let wanted = wanted(args)?;
     if !args.foreground {
         match ask(&daemon.socket, &request(args)?, LIMIT) {
             Err(Failure::NoDaemon { .. }) if args.store.is_some() => {}
             Err(failure) => return Err(failure),
             Ok(Answer::Export { export }) => {
-                println!("{}", export.uri);
-                if args.keep {
-                    eprintln!("replica: note: --keep is for `replica close` here");
-                }
+                println!("{}", line(&export.uri));
                 return Ok(ExitCode::SUCCESS);
             }
             Ok(_) => {
@@ -42,11 +48,16 @@ pub fn run(daemon: &DaemonArgs, args: &OpenArgs) -> Result<ExitCode, Failure> {
             }
         }
     }
-    serve(daemon, args, wanted)
+    serve(daemon, args, wanted, line)
 }
 
 /// Serves it until a signal comes.
-fn serve(daemon: &DaemonArgs, args: &OpenArgs, wanted: Wanted) -> Result<ExitCode, Failure> {
+fn serve(
+    daemon: &DaemonArgs,
+    args: &OpenArgs,
+    wanted: Wanted,
+    line: impl FnOnce(&str) -> String,
+) -> Result<ExitCode, Failure> {
     // Before the first thread starts, so that every thread inherits it.
     let signals = hold_signals()?;
     start_logging(Some("warn"));
@@ -63,7 +74,7 @@ fn serve(daemon: &DaemonArgs, args: &OpenArgs, wanted: Wanted) -> Result<ExitCod
     })?;
     // The one line for scripts. Who does not listen any more can still end us.
     let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{}", export.uri()).and_then(|()| out.flush());
+    let _ = writeln!(out, "{}", line(&export.uri())).and_then(|()| out.flush());
     signals
         .wait()
         .at("wait for a signal", Path::new("the process"))?;
@@ -71,7 +82,12 @@ fn serve(daemon: &DaemonArgs, args: &OpenArgs, wanted: Wanted) -> Result<ExitCod
         return Ok(ExitCode::SUCCESS);
     };
     let id = branch.info().id;
-    if args.keep {
+    // A drill stays until it is cleaned up, what was failed over to until it comes home.
+    let passing = matches!(
+        branch.info().purpose,
+        BranchPurpose::Open | BranchPurpose::Drill
+    );
+    if args.keep || !passing {
         branch.seal()?;
         eprintln!("what was written is kept as branch {id}: `replica open --branch {id}` goes on");
     } else {
@@ -147,7 +163,7 @@ fn wanted(args: &OpenArgs) -> Result<Wanted, Failure> {
 }
 
 /// What a daemon is asked, which runs in another folder.
-fn request(args: &OpenArgs) -> Result<Request, Failure> {
+pub fn request(args: &OpenArgs) -> Result<Request, Failure> {
     let existing = |path: &Path| std::fs::canonicalize(path).at("find the key file", path);
     Ok(Request::Open(OpenRequest {
         volume: args.volume.clone(),

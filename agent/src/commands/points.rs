@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use hrl_format::id::VolumeId;
 use libreplica::machine::Proof;
 use libreplica::primary::{PointSummary, SpaceSummary};
-use libreplica::store::{Store, VolumeReader, Window};
+use libreplica::store::{BranchEntry, Store, VolumeReader, Window};
 use libreplica::time::rfc3339;
 use libreplica::{Error, ErrorKind};
 use serde::Serialize;
@@ -23,7 +23,36 @@ use crate::output;
 struct Listing {
     points: Vec<PointLine>,
     windows: Vec<WindowSummary>,
+    branches: Vec<BranchLine>,
     space: SpaceSummary,
+}
+
+/// What was written to a state that was opened, and is kept.
+#[derive(Serialize)]
+struct BranchLine {
+    id: String,
+    purpose: String,
+    state: String,
+    time: String,
+    created: String,
+    bytes: u64,
+    in_use: bool,
+}
+
+impl From<&BranchEntry> for BranchLine {
+    fn from(entry: &BranchEntry) -> Self {
+        let info = &entry.info;
+        let moment = info.moment.map(|moment| moment.to_string());
+        Self {
+            id: info.id.to_string(),
+            purpose: info.purpose.to_string(),
+            state: moment.unwrap_or_else(|| info.point.to_string()),
+            time: rfc3339(info.time),
+            created: rfc3339(info.created),
+            bytes: entry.bytes.get(),
+            in_use: entry.in_use,
+        }
+    }
 }
 
 /// A point, and what the last drill has shown of it.
@@ -147,6 +176,7 @@ fn listing(reader: &VolumeReader) -> Result<Listing, Error> {
     Ok(Listing {
         points,
         windows: reader.windows()?.iter().map(WindowSummary::from).collect(),
+        branches: reader.branches()?.iter().map(BranchLine::from).collect(),
         space: SpaceSummary::from(&reader.space()?),
     })
 }
@@ -182,6 +212,18 @@ fn print(listing: &Listing) -> std::io::Result<()> {
         writeln!(
             out,
             "  any moment from {from} to {to} ({from_moment} to {to_moment})"
+        )?;
+    }
+    for branch in &listing.branches {
+        writeln!(
+            out,
+            "  branch {}  {:<8}  on {} of {}, {}{}",
+            branch.id,
+            branch.purpose,
+            branch.state,
+            branch.time,
+            output::bytes(branch.bytes),
+            if branch.in_use { ", in use" } else { "" }
         )?;
     }
     writeln!(out, "  {}", output::space(&listing.space))?;

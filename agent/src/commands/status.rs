@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use libreplica::primary::VolumeStatus;
-use libreplica::replica::ExportStatus;
+use libreplica::replica::{AdoptedStatus, ExportStatus};
 use serde::Serialize;
 
 use crate::cli::{DaemonArgs, StatusArgs};
@@ -18,6 +18,7 @@ use crate::output;
 struct StatusOutput<'a> {
     volumes: &'a [VolumeStatus],
     open: &'a [ExportStatus],
+    adopted: &'a [AdoptedStatus],
 }
 
 pub fn run(daemon: &DaemonArgs, args: &StatusArgs) -> Result<ExitCode, Failure> {
@@ -26,7 +27,12 @@ pub fn run(daemon: &DaemonArgs, args: &StatusArgs) -> Result<ExitCode, Failure> 
             volume: args.volume.clone(),
         };
         let answer = ask(&daemon.socket, &request, Some(Duration::from_secs(30)))?;
-        let Answer::Status { volumes, open } = answer else {
+        let Answer::Status {
+            volumes,
+            open,
+            adopted,
+        } = answer
+        else {
             return Err(Failure::Hangup {
                 socket: daemon.socket.clone(),
             });
@@ -36,13 +42,17 @@ pub fn run(daemon: &DaemonArgs, args: &StatusArgs) -> Result<ExitCode, Failure> 
             print!("\x1b[H\x1b[2J");
         }
         if args.json {
-            let (volumes, open) = (&volumes, &open);
-            output::json(&StatusOutput { volumes, open })?;
+            output::json(&StatusOutput {
+                volumes: &volumes,
+                open: &open,
+                adopted: &adopted,
+            })?;
         } else {
             if volumes.is_empty() && args.volume.is_none() {
                 println!("no volume is protected");
             }
             volumes.iter().try_for_each(print_volume)?;
+            adopted.iter().try_for_each(print_adopted)?;
             open.iter().try_for_each(print_open)?;
         }
         if !args.watch {
@@ -137,6 +147,27 @@ fn print_volume(volume: &VolumeStatus) -> std::io::Result<()> {
         writeln!(out, "  error    {}: {}", error.time, error.message)?;
     }
     Ok(())
+}
+
+fn print_adopted(adopted: &AdoptedStatus) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let volume = &adopted.volume;
+    writeln!(out, "replica {}  {}", volume.name, volume.volume)?;
+    writeln!(out, "  store    {}", volume.store.display())?;
+    if let Some(error) = &adopted.error {
+        return writeln!(out, "  error    {error}");
+    }
+    let host = adopted.host.as_deref();
+    let host = host.map_or_else(String::new, |host| format!(", in use on `{host}`"));
+    let (state, generation) = (&adopted.state, adopted.generation);
+    writeln!(out, "  state    {state}, generation {generation}{host}")?;
+    if let Some(branch) = &adopted.branch {
+        writeln!(out, "  branch   {branch}")?;
+    }
+    match adopted.newest.as_str() {
+        "" => writeln!(out, "  points   none yet"),
+        newest => writeln!(out, "  points   {}, the newest of {newest}", adopted.points),
+    }
 }
 
 fn print_open(export: &ExportStatus) -> std::io::Result<()> {

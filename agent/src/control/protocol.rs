@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use libreplica::primary::{Capture, PointSummary, Settled, VerifySummary, VolumeStatus};
-use libreplica::replica::ExportStatus;
+use libreplica::replica::{AdoptedStatus, AdoptedVolume, ExportStatus};
 use libreplica::{Error, ErrorKind};
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,22 @@ pub enum Request {
     Point(PointRequest),
     /// Where a volume's image is.
     Location { volume: String },
+    /// Know a store's volume, or all that it has.
+    Adopt {
+        store: PathBuf,
+        volume: Option<String>,
+        key_file: Option<PathBuf>,
+    },
+    /// Let go of the device of a volume that was failed over.
+    PrepareHomecoming { volume: String },
+    /// Which generation it will be this machine's in.
+    AnnounceHomecoming {
+        volume: String,
+        number: u64,
+        generation: String,
+    },
+    /// The store says that it has come home.
+    CameHome { volume: String },
     /// Open a state of a volume.
     Open(OpenRequest),
     /// Close what is open.
@@ -117,11 +133,16 @@ pub enum Answer {
     },
     /// A first copy or a resync has ended; without a point, why.
     Settled { without_point: Option<String> },
-    /// The volumes, and what is open.
+    /// The volumes, what is open, and what would be recovered here.
     Status {
         volumes: Vec<VolumeStatus>,
         open: Vec<ExportStatus>,
+        adopted: Vec<AdoptedStatus>,
     },
+    /// A volume's device.
+    Device { path: PathBuf },
+    /// What the daemon knows now.
+    Adopted { volumes: Vec<AdoptedVolume> },
     /// What was opened, or closed.
     Export { export: ExportStatus },
     /// The new point.

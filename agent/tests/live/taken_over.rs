@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use libreplica::id::{PointId, VolumeId};
-use libreplica::store::{Answer, Ask, How, PointSelector, Store};
+use libreplica::store::{Answer, Ask, Asking, How, PointSelector, Store};
 
 use crate::inline::{protect, qemu_io};
 use crate::stage::{
@@ -14,13 +14,14 @@ use crate::stage::{
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// What the primary of the one volume in `store` says.
-fn ask(store: &Store, what: Ask) -> (VolumeId, Answer) {
+fn ask(store: &Store, what: Ask) -> (VolumeId, Answer, Asking) {
     let volume = store.volumes().unwrap()[0].id;
-    let asked = store.ask_handover(volume, what, LIMIT, "b").unwrap();
+    let asking = store.ask_handover(volume, what, LIMIT, "b").unwrap();
     let answer = until("an answer", LIMIT, || {
-        store.handover_answer(volume, asked.id).unwrap()
+        let id = asking.handover().id;
+        store.handover_answer(volume, id).unwrap()
     });
-    (volume, answer)
+    (volume, answer, asking)
 }
 
 fn spec<'a>(disk: &'a LoopDevice, store: &'a Path) -> Volume<'a> {
@@ -61,7 +62,7 @@ fn a_source_at_rest_has_shipped_everything_and_goes_on_if_nothing_comes_of_it() 
     write_random(disk.path(), 3, 2);
 
     let store = Store::open(&folder).unwrap();
-    let (volume, answer) = ask(&store, Ask::Rest);
+    let (volume, answer, asking) = ask(&store, Ask::Rest);
     let point = rests(answer);
     assert!(is_read_only(disk.path()));
     assert!(can_be_locked(&store, volume));
@@ -72,7 +73,7 @@ fn a_source_at_rest_has_shipped_everything_and_goes_on_if_nothing_comes_of_it() 
             .is_some_and(|why| why.contains("`b`"))
     });
 
-    store.withdraw_handover(volume).unwrap();
+    drop(asking);
     daemon.until("it goes on", "v", |v| v["state"] == "replicating");
     assert!(!is_read_only(disk.path()));
     write_random(disk.path(), 9, 1);
@@ -90,7 +91,7 @@ fn a_device_in_use_is_not_taken_from_its_users() {
     let mut daemon = Daemon::start(&place);
     daemon.protect(&spec(&disk, &folder));
     let store = Store::open(&folder).unwrap();
-    let (volume, answer) = ask(&store, Ask::Rest);
+    let (_, answer, asking) = ask(&store, Ask::Rest);
     let Answer::Refuses { why } = answer else {
         panic!("{answer:?}");
     };
@@ -98,9 +99,9 @@ fn a_device_in_use_is_not_taken_from_its_users() {
     // It goes on, with the question still standing.
     std::fs::write(mount.at("file"), b"more").unwrap();
     daemon.point("v", &[]);
-    store.withdraw_handover(volume).unwrap();
+    drop(asking);
     mount.unmount();
-    let (_, answer) = ask(&store, Ask::Rest);
+    let (_, answer, _asking) = ask(&store, Ask::Rest);
     let point = rests(answer).to_string();
     assert_restores(&place, &folder, "v", &point, disk.path());
 }
@@ -114,7 +115,7 @@ fn a_served_device_is_served_again_if_nothing_comes_of_it() {
     let uri = protect(&mut daemon, &disk, &folder, &["--every", "1h"]);
     qemu_io(&uri, &["write -P 7 1M 64k"]);
     let store = Store::open(&folder).unwrap();
-    let (volume, answer) = ask(&store, Ask::Rest);
+    let (_, answer, asking) = ask(&store, Ask::Rest);
     let point = rests(answer).to_string();
     let refused = std::process::Command::new("qemu-io")
         .args(["-f", "raw", "-c", "read 0 4k", &uri])
@@ -123,7 +124,7 @@ fn a_served_device_is_served_again_if_nothing_comes_of_it() {
     assert!(!refused.status.success(), "somebody is still served");
     assert_restores(&place, &folder, "v", &point, disk.path());
 
-    store.withdraw_handover(volume).unwrap();
+    drop(asking);
     daemon.until("it is served", "v", |v| v["state"] == "replicating");
     qemu_io(&uri, &["read -P 7 1M 64k", "write -P 8 2M 64k"]);
     let point = daemon.point("v", &[]);
@@ -139,14 +140,14 @@ fn an_old_primary_is_refused_and_told_what_to_do() {
     let mut daemon = Daemon::start(&place);
     let uri = protect(&mut daemon, &disk, &folder, &["--every", "1h"]);
     let store = Store::open(&folder).unwrap();
-    let (volume, answer) = ask(&store, Ask::LetGo);
+    let (volume, answer, asking) = ask(&store, Ask::LetGo);
     assert_eq!(answer, Answer::LetsGo);
     let reader = store.volume(volume, None).unwrap();
     let latest = reader.point(PointSelector::Latest).unwrap();
     let mut writer = store.volume_writer(volume, None).unwrap();
     writer.promote(latest.id, How::Unplanned, "b").unwrap();
     drop(writer);
-    store.withdraw_handover(volume).unwrap();
+    drop(asking);
 
     let told = |daemon: &Daemon| {
         let status = daemon.until("it is fenced", "v", |v| v["state"] == "failed_over");

@@ -36,9 +36,8 @@ impl UblkDevice {
     ///
     /// A device cannot be taken over if a process died in the midst of doing so: between the
     /// first and the last of the requests that it fetches there, for less than a millisecond.
-    /// (The driver of kernel 6.12 would bring the kernel down, `ublk_queue_reinit`; those of 6.16
-    /// to 6.18 let nobody in; that of 7.3 has got over it.) Then the device is stopped, its users
-    /// get errors, and there is a new one; the status says so.
+    /// (The driver of kernel 6.12 would bring the kernel down: `ublk_queue_reinit`.) Then the
+    /// device is stopped, its users get errors, and there is a new one; the status says so.
     ///
     /// # Errors
     /// [`Kernel`](crate::ErrorKind::Kernel) where the kernel has no ublk, or lacks what is

@@ -35,17 +35,6 @@ const LIMIT: Duration = Duration::from_secs(60);
 const TAKE_OVER: &str = "take a ublk device over";
 const OTHERWISE: &str = "or use --capture nbd, or --capture ebpf";
 
-/// How the beginning of a recovery has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Begun {
-    /// It has begun.
-    Recovery,
-    /// Nobody serves the device, and nobody ever can: it has a server that died in the midst
-    /// of a recovery, whose end the driver waits for (kernels 6.16 to 6.18, which never cancel
-    /// what such a one has fetched).
-    Nothing,
-}
-
 /// The driver.
 #[derive(Debug)]
 pub(super) struct Host {
@@ -236,20 +225,16 @@ impl Host {
     }
 
     /// Begins to serve a device whose server is gone, or about to be.
-    pub fn begin_recovery(&self, number: DeviceNumber, patience: Duration) -> Result<Begun> {
+    pub fn begin_recovery(&self, number: DeviceNumber, patience: Duration) -> Result<()> {
         let until = Instant::now() + patience;
         std::thread::sleep(SETTLE);
         loop {
             let Err(source) = self.control.begin_recovery(number) else {
-                return Ok(Begun::Recovery);
+                return Ok(());
             };
             let is_busy = source.raw_os_error() == Some(libc::EBUSY);
             if !is_busy || Instant::now() >= until {
-                let now = self.look(number);
-                if is_busy && now.is_some_and(|device| device.state == DeviceState::Quiesced) {
-                    return Ok(Begun::Nothing);
-                }
-                let server = now.map_or(-1, |device| device.server);
+                let server = self.look(number).map_or(-1, |device| device.server);
                 let kind = if is_busy {
                     ErrorKind::Busy
                 } else {

@@ -28,11 +28,11 @@
 //! thread that is gone.
 //!
 //! The driver of kernel 6.12 has faults that have to be gone round (those that come with
-//! 6.15 and 6.16 mend most of them): a recovery that a dying process has half done must not be
-//! begun again, or the kernel goes down (`host::Host::inspect`), and up to 6.18 it cannot be
-//! (`host::Begun`); the end of a server is noticed late if all of a queue's requests were under
-//! way (`host::Host::launch`); what it cancels may be the next server's (`host::SETTLE`); and it
-//! may lose requests of a thread that closes its ring and lives on (`crew`).
+//! 6.15 and 6.16 mend them): a recovery that a dying process has half done must not be begun
+//! again, or the kernel goes down (`host::Host::inspect`); the end of a server is noticed late
+//! if all of a queue's requests were under way (`host::Host::launch`); what it cancels may be
+//! the next server's (`host::SETTLE`); and it may lose requests of a thread that closes its
+//! ring and lives on (`crew`).
 
 mod buffers;
 mod crew;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::capture::ublk::crew::{Crew, Report};
-use crate::capture::ublk::host::{Begun, Host, block_node};
+use crate::capture::ublk::host::{Host, block_node};
 use crate::capture::ublk::queue::Ending;
 use crate::capture::ublk::spec::{State, UblkStatus};
 use crate::capture::ublk::transfers::{Supply, Tally};
@@ -108,10 +108,7 @@ pub(super) fn take_over(
     let number = device.number;
     let crew = Crew::call(host, supply, device, messages)?;
     match host.inspect(device, patience)? {
-        Remains::Served => match host.begin_recovery(number, patience)? {
-            Begun::Recovery => {}
-            Begun::Nothing => return Ok(None),
-        },
+        Remains::Served => host.begin_recovery(number, patience)?,
         // It was begun.
         Remains::Bare => {}
         Remains::Broken => return Ok(None),
