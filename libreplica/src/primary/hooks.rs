@@ -15,30 +15,19 @@
 mod mark;
 
 use std::fs;
-use std::io::Read;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::geteuid;
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::sys::program;
 use mark::Mark;
 pub use mark::{Released, recover};
 
 const OPERATION: &str = "run a hook";
-/// Bytes of its output that are kept: the last ones.
-const OUTPUT: usize = 4096;
-/// How long it may take to end once told to.
-const TERM: Duration = Duration::from_secs(1);
-/// How often the end of a program is looked for while it says nothing.
-const TICK: Duration = Duration::from_millis(10);
 
 /// What a program is run for.
 #[derive(Clone, Copy)]
@@ -148,36 +137,25 @@ impl Drop for Hooks {
 /// Runs `program` to its end, or kills it after `limit`.
 fn run(program: &Path, phase: Phase, volumes: &str, limit: Duration) -> Result<()> {
     let phase = phase.as_str();
-    let (reader, writer) = std::io::pipe().at(OPERATION, program)?;
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .arg(phase)
         .env("REPLICA_PHASE", phase)
         .env("REPLICA_VOLUME", volumes)
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(writer.try_clone().at(OPERATION, program)?)
-        .stderr(writer)
-        .process_group(0)
-        .spawn()
-        .at(OPERATION, program)?;
-    let mut output = Output::new(reader).at(OPERATION, program)?;
-    let status = wait(&mut child, Instant::now() + limit, &mut output);
-    let error = match status {
-        Ok(Some(status)) if status.success() => return Ok(()),
-        Ok(Some(status)) => Error::new(ErrorKind::State, OPERATION)
-            .detail(format!("{phase}: {status}{}", output.said()))
+        .current_dir("/");
+    let ran = program::run(&mut command, limit).at(OPERATION, program)?;
+    let error = match ran.status {
+        Some(status) if status.success() => return Ok(()),
+        Some(status) => Error::new(ErrorKind::State, OPERATION)
+            .detail(format!("{phase}: {status}{}", ran.said))
             .advice("make it succeed, or ask for --consistency filesystem"),
-        Ok(None) => {
-            end(&mut child, &mut output);
-            let limit = limit.as_millis();
-            Error::new(ErrorKind::TimedOut, OPERATION)
-                .detail(format!(
-                    "{phase}: not done within {limit} ms{}",
-                    output.said()
-                ))
-                .advice("make it faster, or allow it more time")
-        }
-        Err(source) => Error::io(OPERATION, source),
+        None => Error::new(ErrorKind::TimedOut, OPERATION)
+            .detail(format!(
+                "{phase}: not done within {} ms{}",
+                limit.as_millis(),
+                ran.said
+            ))
+            .advice("make it faster, or allow it more time"),
     };
     Err(error.path(program))
 }
@@ -240,90 +218,4 @@ fn runnable(program: &Path) -> Result<()> {
             .advice("chmod +x, or move it away"));
     }
     Ok(())
-}
-
-/// Waits for the end, reading what it says meanwhile; `None` if it is still running at
-/// `until`.
-fn wait(
-    child: &mut Child,
-    until: Instant,
-    output: &mut Output,
-) -> std::io::Result<Option<ExitStatus>> {
-    loop {
-        output.read_for(TICK);
-        if let Some(status) = child.try_wait()? {
-            output.read_for(Duration::ZERO);
-            return Ok(Some(status));
-        }
-        if Instant::now() >= until {
-            return Ok(None);
-        }
-    }
-}
-
-/// Ends a program that is out of time, and all of its process group.
-fn end(child: &mut Child, output: &mut Output) {
-    let Ok(group) = i32::try_from(child.id()).map(Pid::from_raw) else {
-        return;
-    };
-    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        // Not yet reaped, so the number is still its own.
-        let _ = killpg(group, signal);
-        if let Ok(Some(_)) = wait(child, Instant::now() + TERM, output) {
-            break;
-        }
-    }
-    // What it left behind in the group dies too; gone already is fine.
-    let _ = killpg(group, Signal::SIGKILL);
-}
-
-/// The end of what a program says. The pipe may stay open for ever, held by what it
-/// started, so it is never read to its end.
-struct Output {
-    pipe: std::io::PipeReader,
-    last: Vec<u8>,
-    is_open: bool,
-}
-
-impl Output {
-    fn new(pipe: std::io::PipeReader) -> std::io::Result<Self> {
-        fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        Ok(Self {
-            pipe,
-            last: Vec::new(),
-            is_open: true,
-        })
-    }
-
-    /// Reads what comes, until nothing came for `quiet`.
-    fn read_for(&mut self, quiet: Duration) {
-        if !self.is_open {
-            std::thread::sleep(quiet);
-            return;
-        }
-        let timeout = PollTimeout::try_from(quiet).unwrap_or(PollTimeout::ZERO);
-        let mut polled = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
-        if !matches!(poll(&mut polled, timeout), Ok(1..)) {
-            return;
-        }
-        // One buffer only: a program that never stops talking must still meet its limit.
-        let mut buffer = [0; OUTPUT];
-        match self.pipe.read(&mut buffer) {
-            Ok(0) => self.is_open = false,
-            Ok(len) => {
-                self.last.extend_from_slice(&buffer[..len]);
-                let surplus = self.last.len().saturating_sub(OUTPUT);
-                self.last.drain(..surplus);
-            }
-            Err(_) => {}
-        }
-    }
-
-    fn said(&self) -> String {
-        let text = String::from_utf8_lossy(&self.last);
-        match text.trim() {
-            "" => String::new(),
-            text => format!("; it said: {text}"),
-        }
-    }
 }

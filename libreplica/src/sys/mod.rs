@@ -13,6 +13,7 @@ pub mod fiemap;
 pub mod freeze;
 pub mod membarrier;
 pub mod memory;
+pub mod program;
 pub mod reader;
 pub mod ring;
 pub mod ublk;
