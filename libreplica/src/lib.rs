@@ -12,6 +12,7 @@ pub mod failover;
 pub mod geometry;
 pub mod key_file;
 pub mod machine;
+pub mod plan;
 pub mod policy;
 pub mod primary;
 pub mod replica;

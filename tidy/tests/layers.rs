@@ -8,7 +8,7 @@ use tidy::{Source, expect_none, lines, sources};
 
 const ROOT: &str = "libreplica/src/";
 
-const RANKS: [(&str, u8); 23] = [
+const RANKS: [(&str, u8); 24] = [
     ("primary", 4),
     ("replica", 4),
     ("capture", 3),
@@ -25,6 +25,7 @@ const RANKS: [(&str, u8); 23] = [
     ("geometry", 0),
     ("policy", 0),
     ("machine", 0),
+    ("plan", 0),
     ("error", 0),
     ("time", 0),
     ("key_file", 0),

@@ -4,11 +4,10 @@
 use tidy::{Line, Source, expect_none, has_word, lines, sources};
 
 /// What not to say, and what to say.
-const WORDS: [(&str, &str); 6] = [
+const WORDS: [(&str, &str); 5] = [
     ("vdisk", "volume"),
     ("chunk", "block, or extent"),
     ("checkpoint", "epoch, or recovery point"),
-    ("journal", "log"),
     ("slave", "replica"),
     ("dst", "target"),
 ];
