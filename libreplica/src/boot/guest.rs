@@ -254,7 +254,7 @@ fn reader(
 }
 
 /// QEMU in the folders of PATH, or where Red Hat's distributions have it.
-fn find_qemu() -> Result<PathBuf> {
+pub(super) fn find_qemu() -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let in_path = std::env::split_paths(&path).map(|folder| folder.join(QEMU));
     let mut places = in_path.chain(["/usr/libexec/qemu-kvm".into()]);

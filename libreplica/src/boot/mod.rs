@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! guest      the child process, from its start to its end
+//! standing   a machine that goes on when we end
 //! console    what the guest says, so much of it as is kept
 //! life       waits for the sign of life
 //! qmp        QEMU's own protocol
@@ -18,7 +19,9 @@ mod guest;
 mod json_lines;
 mod life;
 mod qmp;
+mod standing;
 
 pub use console::{Console, KEPT_HEAD, KEPT_TAIL};
 pub use guest::{BootSpec, Guest, WorkFolder};
 pub use life::Observed;
+pub use standing::Standing;
