@@ -12,6 +12,7 @@ use crate::commands::drill::DrillArgs;
 use crate::commands::failover::{ChangePointArgs, CommitArgs, FailoverArgs};
 use crate::commands::home::{FailbackArgs, ReprotectArgs};
 use crate::commands::machine::MachineCommand;
+use crate::commands::plan::PlanCommand;
 use crate::log_command::LogCommand;
 use crate::quantity::{BlockSizeArg, DurationArg};
 use crate::text;
@@ -22,7 +23,9 @@ use crate::text;
 /// changes become .hrl logs in a store; every recovery point comes back byte for byte.
 #[derive(Debug, Parser)]
 #[command(name = "replica", version, arg_required_else_help = true)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 resync needed or differing.")]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 resync needed or differing, 4 a plan's step waits to be confirmed."
+)]
 pub struct Cli {
     #[command(flatten)]
     pub daemon: DaemonArgs,
@@ -93,6 +96,9 @@ pub enum Command {
     Failback(FailbackArgs),
     /// Boot a recovery point to see whether it lives; exit 1 if not
     Drill(DrillArgs),
+    /// Run a recovery plan: groups of volumes in order, scripts, and steps by hand
+    #[command(subcommand)]
+    Plan(PlanCommand),
     /// Look after the definition of the machine that a volume belongs to
     #[command(subcommand)]
     Machine(MachineCommand),

@@ -15,6 +15,8 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// Exit code: a resync is needed or running, or source and image differ.
 pub const DIFFERS: u8 = 3;
+/// Exit code: a step of a recovery plan waits for somebody to confirm it.
+pub const WAITS: u8 = 4;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]

@@ -318,7 +318,15 @@ impl Place<'_> {
     }
 }
 
-fn clean_up(daemon: &DaemonArgs, volume: &str, failover: &Failover) -> Result<ExitCode, Failure> {
+/// Discards the drill of a volume.
+///
+/// # Errors
+/// If none is open, or somebody uses it.
+pub fn clean_up(
+    daemon: &DaemonArgs,
+    volume: &str,
+    failover: &Failover,
+) -> Result<ExitCode, Failure> {
     if let Some(drill) = failover.situation()?.drill {
         let what = drill.to_string();
         let request = Request::Close { what, keep: false };
@@ -382,7 +390,7 @@ pub fn change_point(daemon: &DaemonArgs, args: &ChangePointArgs) -> Result<ExitC
 }
 
 /// What the daemon serves of a branch, if one runs and does.
-fn served(daemon: &DaemonArgs, branch: BranchId) -> Result<Option<ExportStatus>, Failure> {
+pub fn served(daemon: &DaemonArgs, branch: BranchId) -> Result<Option<ExportStatus>, Failure> {
     let request = Request::Status { volume: None };
     match ask(&daemon.socket, &request, LIMIT) {
         Ok(Answer::Status { open, .. }) => {

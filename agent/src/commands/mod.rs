@@ -7,6 +7,7 @@ pub mod home;
 pub mod machine;
 pub mod open;
 pub mod open_store;
+pub mod plan;
 pub mod point;
 pub mod points;
 pub mod protect;

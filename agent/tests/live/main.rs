@@ -28,6 +28,7 @@ mod open;
 mod overwrite;
 mod pace;
 mod phases;
+mod plans;
 #[path = "../../../libreplica/tests/rig/reboot.rs"]
 mod reboot;
 mod recall;
