@@ -12,6 +12,7 @@ use crate::commands::drill::DrillArgs;
 use crate::commands::failover::{ChangePointArgs, CommitArgs, FailoverArgs};
 use crate::commands::home::{FailbackArgs, ReprotectArgs};
 use crate::commands::machine::MachineCommand;
+use crate::commands::migrate::MigrateArgs;
 use crate::commands::plan::PlanCommand;
 use crate::log_command::LogCommand;
 use crate::quantity::{BlockSizeArg, DurationArg};
@@ -96,6 +97,8 @@ pub enum Command {
     Failback(FailbackArgs),
     /// Boot a recovery point to see whether it lives; exit 1 if not
     Drill(DrillArgs),
+    /// Move a device in use to another place, for good: nothing is lost
+    Migrate(MigrateArgs),
     /// Run a recovery plan: groups of volumes in order, scripts, and steps by hand
     #[command(subcommand)]
     Plan(PlanCommand),

@@ -65,6 +65,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Reprotect(args) => commands::home::reprotect(&daemon, &args),
         Command::Failback(args) => commands::home::failback(&daemon, &args),
         Command::Drill(args) => commands::drill::run(&daemon, &args),
+        Command::Migrate(args) => commands::migrate::run(&daemon, &args),
         Command::Plan(command) => commands::plan::run(&daemon, &command),
         Command::Machine(command) => commands::machine::run(&daemon, &command),
         Command::Store(StoreCommand::Check(args)) => commands::store_check::run(&args),

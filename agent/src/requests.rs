@@ -51,6 +51,7 @@ pub fn answer(served: &Served, request: Request) -> Result<Answer> {
             }
             done => done.map(|()| Answer::Done),
         },
+        Request::Retire { volume } => primary.retire(&volume).map(|()| Answer::Done),
         Request::PrepareHomecoming { volume } => {
             let path = primary.prepare_homecoming(&volume)?;
             Ok(Answer::Device { path })

@@ -21,6 +21,8 @@ pub enum Request {
     Wait { volume: String },
     /// Forget a volume.
     Unprotect { volume: String },
+    /// Forget a volume that is used elsewhere for good; its device stays read-only.
+    Retire { volume: String },
     /// Remove what dead daemons left in the kernel.
     UnprotectStale,
     /// Stop shipping.

@@ -4,22 +4,19 @@
 use std::time::Duration;
 
 use hrl_format::id::BranchId;
+use libreplica::Error;
 use libreplica::ErrorKind;
 use libreplica::failover::Event;
 use libreplica::plan::{Mode, Outcome, PlannedVolume, PointPolicy};
 use libreplica::replica::{Choice, FailedOver, Failover, Shutdown};
 use libreplica::store::{PointSelector, Promotion, Recovery, Store};
 use libreplica::time::rfc3339;
-use libreplica::{Error, IoContext};
 
 use crate::cli::DaemonArgs;
-use crate::commands::failover::{clean_up, host, served};
+use crate::commands::failover::{clean_up, host};
 use crate::commands::open_store::{read_key, store_path};
-use crate::control::client::ask;
-use crate::control::protocol::{Answer, OpenRequest, Request};
+use crate::commands::serve_branch;
 use crate::failure::Failure;
-
-const LIMIT: Option<Duration> = Some(Duration::from_secs(120));
 
 /// How volumes are failed over.
 #[derive(Clone, Copy, Debug)]
@@ -171,39 +168,14 @@ fn outcome(done: FailedOver, uri: String) -> Outcome {
     }
 }
 
-/// Has the daemon serve a branch, if it does not yet; its URI.
 fn serve(
     daemon: &DaemonArgs,
     failover: &Failover,
     planned: &PlannedVolume,
     branch: BranchId,
 ) -> Result<String, Failure> {
-    if let Some(export) = served(daemon, branch)? {
-        if export.socket().is_some() {
-            return Ok(export.uri);
-        }
-        // It tried, and could not; what was written stays.
-        let (what, keep) = (branch.to_string(), true);
-        ask(&daemon.socket, &Request::Close { what, keep }, LIMIT)?;
-    }
     let key_file = planned.key_file.as_deref();
-    let request = Request::Open(OpenRequest {
-        volume: failover.volume().to_string(),
-        store: Some(failover.store().path().to_owned()),
-        key_file: key_file
-            .map(|path| std::fs::canonicalize(path).at("find the key file", path))
-            .transpose()?,
-        point: None,
-        branch: Some(branch.to_string()),
-        read_only: false,
-        socket: planned.socket.clone(),
-    });
-    match ask(&daemon.socket, &request, LIMIT)? {
-        Answer::Export { export } => Ok(export.uri),
-        _ => Err(Failure::Hangup {
-            socket: daemon.socket.clone(),
-        }),
-    }
+    serve_branch::serve(daemon, failover, branch, key_file, &planned.socket)
 }
 
 /// Discards the drill of a volume, if one is open.

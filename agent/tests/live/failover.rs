@@ -237,7 +237,7 @@ fn moment_before(b: &OtherSide, point: &str) -> String {
 }
 
 /// A client that stays connected until it is dropped.
-fn qemu_nbd_client(uri: &str) -> impl Drop {
+pub fn qemu_nbd_client(uri: &str) -> impl Drop {
     struct Client(std::process::Child);
     impl Drop for Client {
         fn drop(&mut self) {

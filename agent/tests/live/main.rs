@@ -24,6 +24,7 @@ mod killed_steps;
 mod kills;
 mod lacking;
 mod log_files;
+mod migrations;
 mod open;
 mod overwrite;
 mod pace;

@@ -101,6 +101,8 @@ pub enum Rest {
     InUse,
     /// It was made read-only, or is not served.
     AtRest,
+    /// It was made read-only, and stays so: another one is used in its place, for good.
+    Replaced,
 }
 
 /// A generation, as it stands in the settings.

@@ -22,7 +22,7 @@ use crate::primary::protect;
 use crate::primary::spec::{PointOptions, PrimaryOptions, ProtectSpec};
 use crate::primary::status::{PointSummary, Settled, VerifySummary, VolumeStatus};
 use crate::primary::volume::{Volume, locked};
-use crate::primary::{group, homecoming, inline, lifecycle, show, verify};
+use crate::primary::{group, handover, homecoming, inline, lifecycle, show, verify};
 
 /// How long a command waits for a volume's current slice of work to end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -262,6 +262,16 @@ impl Primary {
         locked(&self.volumes).remove(&volume.id());
         self.refresh_peers();
         Ok(())
+    }
+
+    /// Stops protecting a volume that is used elsewhere, for good. Its device stays read-only, until it
+    /// is gone or somebody says otherwise.
+    ///
+    /// # Errors
+    /// [`ErrorKind::State`] if it was not promoted elsewhere; those of [`Primary::unprotect`].
+    pub fn retire(&self, volume: &str) -> Result<()> {
+        handover::retire(&*self.find(volume)?, &self.environment)?;
+        self.unprotect(volume)
     }
 
     /// Takes everything of a volume whose thread has ended out of kernel and state folder.

@@ -286,12 +286,32 @@ pub fn unprotected(config: &VolumeConfig) -> Result<()> {
     }
 }
 
-/// Takes back what coming to rest made of the device.
+/// Makes the device of a volume read-only that is used elsewhere, for good: it is given up with that.
+///
+/// # Errors
+/// [`ErrorKind::State`] if it was not promoted elsewhere; what the system says.
+pub fn retire(volume: &Volume, environment: &Environment) -> Result<()> {
+    let config = volume.config();
+    if config.refuse_fenced().is_ok() {
+        return Err(Error::new(ErrorKind::State, "give the device up")
+            .volume(volume.id())
+            .detail("the volume was not promoted elsewhere"));
+    }
+    match set_access(&config, Access::ReadOnly) {
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Vanished) => {
+            return Err(error);
+        }
+        _ => {}
+    }
+    lifecycle::change_config(volume, environment, |config| config.rest = Rest::Replaced)
+}
+
+/// Takes back what coming to rest made of the device, unless it is replaced for good.
 ///
 /// # Errors
 /// What the system says.
 pub fn make_writable(config: &VolumeConfig) -> Result<()> {
-    if config.rest == Rest::InUse || config.capture.is_inline() {
+    if config.rest != Rest::AtRest || config.capture.is_inline() {
         return Ok(());
     }
     set_access(config, Access::ReadWrite)
