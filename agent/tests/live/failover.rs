@@ -471,6 +471,54 @@ fn a_device_that_its_users_have_without_us() {
 }
 
 #[test]
+fn two_disks_of_a_group() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let mut a = Daemon::start(&place);
+    let disks = ["v", "w"].map(|name| LoopDevice::of_its_own(&place, name, 16 * MIB));
+    let group = ["--every", "1h", "--group", "g"];
+    let uris = [0, 1].map(|n| protect_as(["v", "w"][n], &a, &disks[n], &store, &group));
+    let b_place = Place::new();
+    let b = Daemon::start(&b_place);
+    b.replica(&["adopt", store.to_str().unwrap()]).ok();
+    let over = || {
+        ["v", "w"].map(|volume| {
+            let nbd = format!("unix:{}", b_place.at(volume).display());
+            let args = ["failover", volume, "--planned", "--nbd", &nbd];
+            b.replica(&args).ok().to_owned()
+        })
+    };
+    for round in 1..4_u8 {
+        for uri in &uris {
+            let write = format!("write -P {round} 0 1M");
+            qemu_io(uri, &[&write, "discard 4M 1M", "write -P 7 4M 4k", "flush"]);
+        }
+        let there = over();
+        for (volume, uri) in std::iter::zip(["v", "w"], &there) {
+            qemu_io(
+                uri,
+                &[
+                    &format!("read -P {round} 0 1M"),
+                    "write -P 9 2M 1M",
+                    "flush",
+                ],
+            );
+            b.replica(&["commit", volume, "--yes"]).ok();
+            b.replica(&["reprotect", volume, "--every", "1s"]).ok();
+        }
+        for volume in ["v", "w"] {
+            a.until("it is fenced", volume, |v| v["state"] == "failed_over");
+            a.replica(&["failback", volume]).ok();
+        }
+        for (volume, uri) in std::iter::zip(["v", "w"], &uris) {
+            a.until("it is home", volume, |v| v["state"] == "replicating");
+            qemu_io(uri, &[&format!("read -P {round} 0 1M"), "read -P 9 2M 1M"]);
+        }
+    }
+    a.terminate();
+}
+
+#[test]
 fn home_to_a_blank_disk() {
     let mut a = FirstSide::new(&[]);
     let b = OtherSide::new(&a.store);

@@ -4,6 +4,7 @@
 //! more, by plan, and lacks nothing. Each time PostgreSQL itself says what it has.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use libreplica::machine::{MachineDefinition, Source};
 
@@ -75,11 +76,22 @@ fn last(guest: &Guest) -> u64 {
 /// Shuts it down; the last that it committed.
 fn stop(mut guest: Guest) -> u64 {
     guest.tell("pause");
-    guest.tell("count");
-    let said = guest.hears("recovered");
+    // What is in the pipe to PostgreSQL is committed still.
+    let mut same = (0, 0);
+    while same.1 < 3 {
+        std::thread::sleep(Duration::from_millis(500));
+        guest.tell("count");
+        let said = guest.hears("recovered");
+        let last: u64 = said.split_once(' ').unwrap().1.parse().unwrap();
+        same = if same.0 == last {
+            (last, same.1 + 1)
+        } else {
+            (last, 0)
+        };
+    }
     guest.tell("stop");
     guest.hears("stopped");
-    said.split_once(' ').unwrap().1.parse().unwrap()
+    same.0
 }
 
 /// A point of both disks, and the commits that it must and that it may have.

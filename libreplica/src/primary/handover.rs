@@ -179,7 +179,11 @@ fn come_to_rest(volume: &Arc<Volume>, environment: &Environment, until: Instant)
         minimum: None,
         label: "at rest".to_owned(),
     };
-    let point = group::point_alone(volume, environment, &options, until)?;
+    let mut point = group::point_alone(volume, environment, &options, until)?;
+    if !digest_is_known(volume, environment)? {
+        // Writes that did not cover their blocks were shipped. Now that all is, it can be read.
+        point = group::point_alone(volume, environment, &options, until)?;
+    }
     let compared = verify::verify(volume, environment)?;
     let differing = compared.bytes_differing + compared.bytes_in_motion;
     let refuse = |why: String| {
@@ -213,6 +217,18 @@ fn come_to_rest(volume: &Arc<Volume>, environment: &Environment, until: Instant)
     })?;
     let_go(volume)?;
     Ok(Answer::Rests { point: id, root })
+}
+
+/// Whether the last point has a digest; if not, the next has.
+fn digest_is_known(volume: &Volume, environment: &Environment) -> Result<bool> {
+    let mut member = volume.member_until(Instant::now() + PATIENCE)?;
+    member.bring_up(volume, environment)?;
+    let (_, sink) = member.live()?;
+    let is_known = sink.tree.root().is_some();
+    if !is_known {
+        sink.make_tree_current()?;
+    }
+    Ok(is_known)
 }
 
 /// A device in use is not taken away from its users: they have data that it does not have yet.

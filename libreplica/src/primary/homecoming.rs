@@ -5,6 +5,7 @@
 //! its own; and what the store never says has no effect.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hrl_format::id::Generation;
@@ -20,6 +21,8 @@ use crate::store::Store;
 const RETURN: &str = "bring the volume home";
 /// How long another operation on the volume may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked whether the device was let go.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const CAUSE: &str = "the volume came home: its device was written by us";
 
 /// Lets go of a fenced volume's device, so that it can be brought up to date; its path.
@@ -38,10 +41,26 @@ pub fn prepare(volume: &Volume) -> Result<PathBuf> {
         handover::refuse_used(volume)?;
     }
     handover::refuse_mounted(volume)?;
-    let mut member = volume.member_until(Instant::now() + PATIENCE)?;
+    let served = volume.inline().as_ref().map(Arc::downgrade);
+    let until = Instant::now() + PATIENCE;
+    let mut member = volume.member_until(until)?;
     member.drop_sides();
     member.stop_serving(volume)?;
     drop(member);
+    // Whoever still looks at it has the device claimed.
+    while served
+        .as_ref()
+        .is_some_and(|served| served.strong_count() > 0)
+    {
+        if Instant::now() >= until {
+            return Err(Error::new(ErrorKind::Busy, RETURN)
+                .volume(volume.id())
+                .detail("the device is still being let go")
+                .advice("try again"));
+        }
+        volume.wake();
+        std::thread::sleep(LOOK_AGAIN);
+    }
     handover::make_writable(&config)?;
     Ok(config.device)
 }

@@ -55,7 +55,11 @@ fn rest(volume: &Volume, pause: Duration) {
     let ships = volume.config().shipping == Shipping::On && volume.pace(|pace| !pace.is_failing());
     match inline {
         Some(inline) if ships && !volume.is_woken() => inline.service().wait(pause.min(STREAM)),
-        _ => volume.sleep(pause),
+        inline => {
+            // Who is given the device meanwhile must not find it claimed.
+            drop(inline);
+            volume.sleep(pause);
+        }
     }
 }
 

@@ -388,16 +388,17 @@ impl Failover {
     fn rested(&self, asked: HandoverId, limit: Duration) -> Result<PointId> {
         match self.answer(asked, limit)? {
             Some(Answer::Rests { point, root }) => {
-                // Before it says so it has compared the two byte for byte; a point of writes that
-                // did not cover their blocks has no digest besides.
                 let listed = self.reader()?.point(PointSelector::Id(point))?;
-                if listed.root != root {
-                    return Err(Error::new(ErrorKind::Damaged, REST)
-                        .volume(self.volume)
-                        .detail("the digest of its device is not that of its last point")
-                        .advice("`replica resync` there, then try again"));
-                }
-                Ok(point)
+                let why = match (listed.root, root) {
+                    (Some(listed), Some(root)) if listed == root => return Ok(point),
+                    (Some(_), Some(_)) => "the digest of its device is not that of its last point",
+                    (None, _) => "its last point has no digest",
+                    (_, None) => "the digest of its device is not known there",
+                };
+                Err(Error::new(ErrorKind::Damaged, REST)
+                    .volume(self.volume)
+                    .detail(why)
+                    .advice("`replica resync` there, then try again"))
             }
             Some(Answer::Refuses { why }) => Err(Error::new(ErrorKind::State, REST)
                 .volume(self.volume)
