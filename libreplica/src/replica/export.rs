@@ -95,7 +95,14 @@ impl PointExport {
 
     /// Whether the volume that it was in use for has gone home, so that nothing is served any more.
     pub fn is_over(&self) -> bool {
-        self.front.over.load(Ordering::Relaxed)
+        let opened = self.front.opened();
+        let gone = |branch: &Branch| {
+            let own = branch.info().generation.id;
+            let catalogue = opened.volume().catalogue();
+            catalogue.is_ok_and(|catalogue| catalogue.generation.id != own)
+        };
+        let was_in_use = opened.branch().filter(|_| self.reverse.is_some());
+        self.front.over.load(Ordering::Relaxed) || was_in_use.is_some_and(gone)
     }
 
     /// Ends the connections: what was received is done, and answered if the clients take
