@@ -53,6 +53,12 @@ impl OtherSide {
         })
     }
 
+    fn daemon_is_away(&mut self, meanwhile: impl FnOnce()) {
+        self.daemon.terminate();
+        meanwhile();
+        self.daemon.start_again();
+    }
+
     fn state(&self) -> Value {
         self.adopted()["state"].clone()
     }
@@ -343,7 +349,7 @@ fn a_volume_of_another_store_is_not_adopted_by_the_name_alone() {
 #[test]
 fn over_and_home_again() {
     let mut a = FirstSide::new(&[]);
-    let b = OtherSide::new(&a.store);
+    let mut b = OtherSide::new(&a.store);
     a.daemon.kill();
     let uri = b.failover(&["--unplanned"]).ok().to_owned();
     qemu_io(&uri, &["write -P 5 4M 1M", "flush"]);
@@ -364,6 +370,16 @@ fn over_and_home_again() {
     // What is written there becomes points of the volume.
     let newest = b.point_behind(&a.store, |image| image[5 << 20] == 6);
     assert_eq!(b.state(), "reversing");
+
+    b.daemon_is_away(|| {
+        let store = a.store.to_str().unwrap();
+        let device = a.disk.path().to_str().unwrap();
+        let home = [
+            "failback", "v", "--store", store, "--device", device, "--force",
+        ];
+        let nowhere = ["--socket", "/nonexistent/replica.sock"];
+        replica(&[&nowhere[..], &home].concat()).fails(1, &["nobody serves"]);
+    });
 
     // The first side is there again, and its users wrote where nobody looked.
     a.daemon.start_again();
@@ -415,6 +431,11 @@ fn over_and_home_again() {
         (&adopted["state"], &adopted["generation"]),
         (&json!("replicating"), &json!(3))
     );
+    // Nothing of it is left there, so that it holds no room.
+    let open = b.daemon.replica(&["status", "--json"]).json()["open"].clone();
+    assert_eq!(open, json!([]));
+    let listed = b.daemon.replica(&["points", "v", "--json"]).json();
+    assert_eq!(listed["branches"], json!([]));
 
     // Protection runs in the first direction again, and the other side's points are there.
     qemu_io(&a.uri, &["read -P 7 6M 1M", "write -P 8 15M 1M", "flush"]);

@@ -4,7 +4,6 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::connection;
@@ -33,8 +32,6 @@ pub(super) struct Front {
     door: Mutex<Option<Door>>,
     /// What keeps it from being served, or from being protected.
     trouble: Mutex<Option<String>>,
-    /// The volume is another side's.
-    over: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -97,12 +94,13 @@ impl PointExport {
     pub fn is_over(&self) -> bool {
         let opened = self.front.opened();
         let gone = |branch: &Branch| {
-            let own = branch.info().generation.id;
+            // The next generation has all of it, or another state was chosen instead.
+            let own = Some(branch.info().generation.id);
             let catalogue = opened.volume().catalogue();
-            catalogue.is_ok_and(|catalogue| catalogue.generation.id != own)
+            catalogue.is_ok_and(|catalogue| catalogue.generation.parent == own)
         };
         let was_in_use = opened.branch().filter(|_| self.reverse.is_some());
-        self.front.over.load(Ordering::Relaxed) || was_in_use.is_some_and(gone)
+        was_in_use.is_some_and(gone)
     }
 
     /// Ends the connections: what was received is done, and answered if the clients take
@@ -144,7 +142,6 @@ impl Front {
             options,
             door: Mutex::new(None),
             trouble: Mutex::new(None),
-            over: AtomicBool::new(false),
         }
     }
 
@@ -163,12 +160,6 @@ impl Front {
         if let Some(door) = self.door().take() {
             door.close();
         }
-    }
-
-    /// Nobody is served any more, for good.
-    pub(super) fn end(&self) {
-        self.over.store(true, Ordering::Relaxed);
-        self.close();
     }
 
     pub(super) fn clients(&self) -> usize {

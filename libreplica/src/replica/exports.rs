@@ -143,7 +143,7 @@ impl Exports {
     /// Those of [`Opened::open`] and [`PointExport::start`].
     pub fn open(&self, spec: &ExportSpec) -> Result<ExportStatus> {
         let (volume, name) = find(&spec.store, spec.volume, spec.key_file.as_deref())?;
-        self.forget_over(&spec.socket)?;
+        self.forget_over(&|note| note.socket == spec.socket)?;
         let here = |entry: &Entry| entry.note.socket == spec.socket;
         let is_taken = self.lock().values().any(here);
         if is_taken {
@@ -187,20 +187,20 @@ impl Exports {
         Ok(status)
     }
 
-    /// What was served at a socket for a volume that has gone home makes room.
-    fn forget_over(&self, socket: &Path) -> Result<()> {
+    /// What was served for a volume that has gone home makes room, if it `is_meant`.
+    fn forget_over(&self, is_meant: &dyn Fn(&Note) -> bool) -> Result<()> {
         let is_over = |entry: &Entry| {
-            entry.note.socket == socket && entry.served.as_ref().is_ok_and(PointExport::is_over)
+            is_meant(&entry.note) && entry.served.as_ref().is_ok_and(PointExport::is_over)
         };
-        let over = {
+        let over: Vec<String> = {
             let open = self.lock();
-            let mut found = open.iter().filter(|(_, entry)| is_over(entry));
-            found.next().map(|(id, _)| id.clone())
+            let found = open.iter().filter(|(_, entry)| is_over(entry));
+            found.map(|(id, _)| id.clone()).collect()
         };
-        match over {
-            Some(id) => self.close(&id, Written::Discarded).map(drop),
-            None => Ok(()),
+        for id in over {
+            self.close(&id, Written::Discarded)?;
         }
+        Ok(())
     }
 
     /// Closes what is open: named by its id, its socket's path, or by the volume if only one
@@ -231,8 +231,12 @@ impl Exports {
         Ok(status)
     }
 
-    /// What is open.
+    /// What is open. What was served for a volume that has gone home is not any more: it is
+    /// closed, so that it holds no room.
     pub fn list(&self) -> Vec<ExportStatus> {
+        if let Err(error) = self.forget_over(&|_| true) {
+            tracing::warn!(%error, "what is not needed any more is open still");
+        }
         let open = self.lock();
         open.iter().map(|(id, entry)| entry.status(id)).collect()
     }

@@ -403,11 +403,11 @@ impl Failover {
             Some(Answer::Refuses { why }) => Err(Error::new(ErrorKind::State, REST)
                 .volume(self.volume)
                 .detail(why)
-                .advice("mend that on the source, or fail over without it (`--unplanned`)")),
+                .advice("mend that there; a failover can do without it (`--unplanned`)")),
             Some(Answer::LetsGo) | None => Err(Error::new(ErrorKind::TimedOut, REST)
                 .volume(self.volume)
                 .detail(format!("it did not within {} s", limit.as_secs()))
-                .advice("is its agent running? Else fail over without it (`--unplanned`)")),
+                .advice("is its agent running? A failover can do without it (`--unplanned`)")),
         }
     }
 

@@ -12,7 +12,8 @@ use crate::failover::Event;
 use crate::id::{BranchId, Generation, PointId};
 use crate::policy::Retention;
 use crate::store::{
-    BranchPurpose, Overwrite, PointSelector, Progress, RestoreOptions, RestoreProof, Restored,
+    BranchEntry, BranchPurpose, Overwrite, PointSelector, Progress, RestoreOptions, RestoreProof,
+    Restored,
 };
 use crate::units::ByteLen;
 
@@ -85,7 +86,8 @@ impl Failover {
         limit: Duration,
         home: &mut dyn Home,
     ) -> Result<CameHome> {
-        self.may(Event::Failback)?;
+        let situation = self.may(Event::Failback)?;
+        self.refuse_unserved(situation.branch)?;
         let newest = self.reader()?.point(PointSelector::Latest)?;
         let before = self.bring(newest.id, device, Pass::First, home)?;
         let began = std::time::Instant::now();
@@ -112,6 +114,22 @@ impl Failover {
             at_rest: last.written,
             downtime: began.elapsed(),
         })
+    }
+
+    /// Only who serves what is in use can bring it to rest, and into the volume.
+    fn refuse_unserved(&self, in_use: Option<BranchId>) -> Result<()> {
+        let branches = self.reader()?.branches()?;
+        let served = |entry: &&BranchEntry| Some(entry.info.id) == in_use && entry.in_use;
+        if branches.iter().any(|entry| served(&entry)) {
+            return Ok(());
+        }
+        let branch = in_use.map_or_else(String::new, |id| format!(" (branch {id})"));
+        Err(Error::new(ErrorKind::State, FAIL_BACK)
+            .volume(self.volume())
+            .detail(format!(
+                "nobody serves what is in use{branch}, so that it cannot come to rest"
+            ))
+            .advice("`replica open VOLUME --branch ID --nbd unix:PATH`, then try again"))
     }
 
     fn bring(

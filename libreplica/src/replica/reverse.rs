@@ -147,11 +147,16 @@ impl<'a> Watch<'a> {
         self.due = Instant::now() + every.min(AGAIN);
         if catalogue.generation.id != branch.info().generation.id {
             // What is written from here on would be no part of the volume.
-            self.front.end();
+            self.front.close();
+            let own = Some(branch.info().generation.id);
+            let why = match catalogue.generation.parent == own {
+                true => "it has gone home, or another point was chosen",
+                false => "the store is another: an older copy, or one that was promoted elsewhere",
+            };
             return Err(Error::new(ErrorKind::Fenced, PROTECT)
                 .volume(id)
-                .detail("it has gone home: all that was written here went with it")
-                .advice("`replica close` what was served here"));
+                .detail(why)
+                .advice("`replica points` shows what is kept of what was written here"));
         }
         let Recovery::Reversing(reversal) = &catalogue.recovery else {
             return Ok(());
