@@ -97,7 +97,7 @@ impl PointExport {
             // The next generation has all of it, or another state was chosen instead.
             let own = Some(branch.info().generation.id);
             let catalogue = opened.volume().catalogue();
-            catalogue.is_ok_and(|catalogue| catalogue.generation.parent == own)
+            branch.is_over() || catalogue.is_ok_and(|catalogue| catalogue.generation.parent == own)
         };
         let was_in_use = opened.branch().filter(|_| self.reverse.is_some());
         was_in_use.is_some_and(gone)

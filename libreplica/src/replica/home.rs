@@ -152,14 +152,19 @@ impl Failover {
         Ok(brought)
     }
 
-    /// Removes what the volume was failed over to: all of it is its history. One that somebody
-    /// still has open is left; it holds room, and nothing else.
+    /// Removes what the volume was failed over to: all of it is its history. Who still has it open
+    /// is told.
     fn sweep(&self) {
         let sweep = || {
             let reader = self.reader()?;
             for entry in reader.branches()? {
-                if entry.info.purpose == BranchPurpose::Failover {
-                    reader.discard_branch(entry.info.id)?;
+                if entry.info.purpose != BranchPurpose::Failover {
+                    continue;
+                }
+                let id = entry.info.id;
+                match reader.discard_branch(id) {
+                    Err(error) if error.kind() == ErrorKind::Busy => reader.end_branch(id)?,
+                    done => done?,
                 }
             }
             Ok::<(), Error>(())

@@ -212,6 +212,11 @@ impl BranchFolder {
         self.path.join("at-rest")
     }
 
+    /// Is there once the volume has all that the branch has.
+    pub(super) fn over(&self) -> PathBuf {
+        self.path.join("over")
+    }
+
     pub(super) fn below(&self) -> PathBuf {
         self.path.join("below")
     }

@@ -2,11 +2,12 @@
 //! another side may take the volume over. That stands in the branch's folder, durable before
 //! it is said, for a process that is killed and started again must not serve it unawares.
 
-use hrl_format::id::HandoverId;
+use hrl_format::id::{BranchId, HandoverId};
 
 use super::Branch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::durable::{self, Replaced, read_small};
+use crate::store::reader::VolumeReader;
 
 const REST: &str = "bring a branch to rest";
 
@@ -39,6 +40,11 @@ impl Branch {
             .map_err(|e| Error::new(ErrorKind::Damaged, REST).path(path).source(e))
     }
 
+    /// Whether its volume has all of it, and is used elsewhere.
+    pub fn is_over(&self) -> bool {
+        self.spec.folder.over().exists()
+    }
+
     /// It may be written to again.
     ///
     /// # Errors
@@ -47,5 +53,16 @@ impl Branch {
         let folder = &self.spec.folder;
         durable::remove(&folder.at_rest())?;
         durable::sync_folder(folder.path())
+    }
+}
+
+impl VolumeReader {
+    /// Tells whoever has a branch open that the volume has all of it, and is used elsewhere.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn end_branch(&self, id: BranchId) -> Result<()> {
+        let folder = self.folder.branch(id);
+        durable::replace_all(&[(folder.over(), b"")], folder.path()).map_err(Replaced::into_error)
     }
 }
