@@ -308,6 +308,10 @@ pub struct RestoreArgs {
     /// `replica log dump` shows it; EPOCH:start the one before the epoch's first.
     #[arg(long, value_name = "ID|latest|RFC3339|EPOCH:SEQ")]
     pub point: String,
+    /// All volumes that have a point of the same moment; --output is a folder then, with a file
+    /// NAME.img for each
+    #[arg(long)]
+    pub group: bool,
     /// The file or device to write
     #[arg(long, value_name = "PATH")]
     pub output: PathBuf,
@@ -333,6 +337,10 @@ pub struct OpenArgs {
     /// A point's id, `latest`, a time (RFC 3339), or EPOCH:SEQ, as `restore` takes them
     #[arg(long, value_name = "ID|latest|RFC3339|EPOCH:SEQ", group = "what")]
     pub point: Option<String>,
+    /// All volumes that have a point of the same moment; --nbd is a folder then, with a socket
+    /// NAME.nbd for each, and a daemon is needed
+    #[arg(long, conflicts_with_all = ["branch", "foreground"])]
+    pub group: bool,
     /// Go on with what was written before, and kept
     #[arg(long, value_name = "ID", group = "what", conflicts_with = "read_only")]
     pub branch: Option<String>,

@@ -6,13 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use libreplica::IoContext;
+use hrl_format::id::VolumeId;
 use libreplica::machine::{Accelerator, Proof};
-use libreplica::replica::{DrillSpec, Drilled, drill};
+use libreplica::replica::{Choice, DrillSpec, Drilled, drill};
+use libreplica::store::PointSelector;
+use libreplica::{Error, ErrorKind, IoContext};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::Serialize;
 
 use crate::cli::DaemonArgs;
+use crate::commands::group::Group;
 use crate::commands::machine::read_definition;
 use crate::commands::open_store::find_volume;
 use crate::failure::{FAILED, Failure};
@@ -50,6 +53,9 @@ pub struct DrillArgs {
     /// A point's id, `latest`, or a time (RFC 3339): the newest point at or before it
     #[arg(long, value_name = "ID|latest|RFC3339", default_value = "latest")]
     pub point: String,
+    /// The machine of any volume that has a point of the same moment, if this one has none
+    #[arg(long)]
+    pub group: bool,
     /// The machine's definition, in place of the one that is kept with the volume
     #[arg(long, value_name = "FILE")]
     pub machine: Option<PathBuf>,
@@ -92,9 +98,13 @@ pub fn run(daemon: &DaemonArgs, args: &DrillArgs) -> Result<ExitCode, Failure> {
     let signals = signals.at("wait for signals", Path::new("the process"))?;
     let found = find_volume(daemon, &args.volume, args.store.as_deref())?;
     let key = found.key(args.key_file.as_deref())?;
+    let (volume, point) = match args.group {
+        true => with_machine(daemon, args, point)?,
+        false => (found.id, point),
+    };
     let spec = DrillSpec {
         store: &found.store,
-        volume: found.id,
+        volume,
         key: key.as_ref(),
         point,
         machine: machine.as_ref(),
@@ -106,6 +116,32 @@ pub fn run(daemon: &DaemonArgs, args: &DrillArgs) -> Result<ExitCode, Failure> {
         std::fs::write(path, drilled.console.kept()).at("write the console", path)?;
     }
     tell(args, drilled)
+}
+
+/// The volume of the group that the machine's definition is kept with, and its point.
+fn with_machine(
+    daemon: &DaemonArgs,
+    args: &DrillArgs,
+    point: PointSelector,
+) -> Result<(VolumeId, PointSelector), Failure> {
+    let (store, key_file) = (args.store.as_deref(), args.key_file.as_deref());
+    let choice = Choice::State(point);
+    let group = Group::find(daemon, &args.volume, store, key_file, choice)?;
+    for member in &group.members {
+        if group
+            .store
+            .volume(member.volume, None)?
+            .machine()?
+            .is_some()
+        {
+            return Ok((member.volume, PointSelector::Id(member.point)));
+        }
+    }
+    let error = Error::new(ErrorKind::NotFound, "drill a recovery point");
+    Err(error
+        .detail("no volume of the group has the definition of a machine")
+        .advice("`replica machine set VOLUME FILE` keeps one")
+        .into())
 }
 
 /// Whether a signal waits.

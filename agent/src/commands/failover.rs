@@ -17,8 +17,8 @@ use libreplica::{ErrorKind, IoContext};
 use serde::Serialize;
 
 use crate::cli::{DaemonArgs, OpenArgs};
-use crate::commands::open;
 use crate::commands::open_store::find_volume;
+use crate::commands::{group, open};
 use crate::control::client::ask;
 use crate::control::protocol::{Answer, Request};
 use crate::failure::{FAILED, Failure};
@@ -51,6 +51,10 @@ pub struct FailoverArgs {
     /// Try first, for at most a minute, to have the source come to rest and ship what is left
     #[arg(long, requires = "unplanned")]
     pub shutdown_source: bool,
+    /// All volumes that have a point of the same moment, as `protect --group` makes them; --nbd is
+    /// a folder then, with a socket NAME.nbd for each, and a daemon is needed
+    #[arg(long, conflicts_with_all = ["foreground", "json"])]
+    pub group: bool,
     /// Which state, with --test and --unplanned
     ///
     /// `latest` is the newest that the store knows, `latest-processed` the newest recovery
@@ -164,6 +168,9 @@ impl From<&FailedOver> for Promoted {
 }
 
 pub fn run(daemon: &DaemonArgs, args: &FailoverArgs) -> Result<ExitCode, Failure> {
+    if args.group {
+        return group::failover(daemon, args);
+    }
     let choice = choice(&args.point)?;
     let failover = of_volume(daemon, &args.volume, &args.at)?;
     if args.cleanup {
@@ -198,7 +205,10 @@ pub fn run(daemon: &DaemonArgs, args: &FailoverArgs) -> Result<ExitCode, Failure
 }
 
 /// Which state is meant.
-fn choice(text: &str) -> Result<Choice, Failure> {
+///
+/// # Errors
+/// If it is none.
+pub fn choice(text: &str) -> Result<Choice, Failure> {
     Ok(match text {
         "latest" => Choice::Latest,
         "latest-processed" => Choice::LatestProcessed,
@@ -228,7 +238,7 @@ pub fn host() -> libreplica::Result<String> {
 }
 
 /// Says what is in use now, and what it lacks.
-fn tell(volume: &str, done: &FailedOver) {
+pub fn tell(volume: &str, done: &FailedOver) {
     if let Some(why) = &done.source {
         eprintln!("replica: the source did not come to rest: {why}");
     }
@@ -273,6 +283,7 @@ impl Place<'_> {
     fn args(&self, branch: BranchId, kept: Kept) -> OpenArgs {
         OpenArgs {
             volume: self.volume.to_owned(),
+            group: false,
             point: None,
             branch: Some(branch.to_string()),
             nbd: self.socket.clone(),

@@ -3,6 +3,7 @@
 pub mod adopt;
 pub mod drill;
 pub mod failover;
+pub mod group;
 pub mod home;
 pub mod machine;
 pub mod migrate;

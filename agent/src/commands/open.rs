@@ -13,6 +13,7 @@ use libreplica::store::{BranchPurpose, Store};
 use libreplica::{Error, ErrorKind, IoContext};
 
 use crate::cli::{CloseArgs, DaemonArgs, OpenArgs};
+use crate::commands::group;
 use crate::commands::open_store::{locate, store_path};
 use crate::control::client::ask;
 use crate::control::protocol::{Answer, OpenRequest, Request};
@@ -23,6 +24,9 @@ use crate::text::selector;
 const LIMIT: Option<Duration> = Some(Duration::from_secs(120));
 
 pub fn run(daemon: &DaemonArgs, args: &OpenArgs) -> Result<ExitCode, Failure> {
+    if args.group {
+        return group::open(daemon, args);
+    }
     open(daemon, args, str::to_owned)
 }
 

@@ -12,6 +12,7 @@ use libreplica::{Error, ErrorKind};
 use serde::Serialize;
 
 use crate::cli::{DaemonArgs, RestoreArgs};
+use crate::commands::group;
 use crate::commands::open_store::{locate, protected_devices};
 use crate::failure::Failure;
 use crate::output::{self, Progress};
@@ -30,6 +31,9 @@ struct RestoreOutput {
 }
 
 pub fn run(daemon: &DaemonArgs, args: &RestoreArgs) -> Result<ExitCode, Failure> {
+    if args.group {
+        return group::restore(daemon, args);
+    }
     let output = std::path::absolute(&args.output)?;
     refuse_state(&output)?;
     refuse_target(&output, &protected_devices(daemon))?;

@@ -540,6 +540,81 @@ fn two_disks_of_a_group() {
 }
 
 #[test]
+fn a_group_by_one_word() {
+    let place = Place::new();
+    let store = place.folder("store");
+    let mut a = Daemon::start(&place);
+    let disks = ["v", "w"].map(|name| LoopDevice::of_its_own(&place, name, 8 * MIB));
+    let group = ["--every", "1h", "--group", "g"];
+    let uris = [0, 1].map(|n| protect_as(["v", "w"][n], &a, &disks[n], &store, &group));
+    let fill = |byte: u8| {
+        for uri in &uris {
+            qemu_io(uri, &[&format!("write -P {byte} 0 1M"), "flush"]);
+        }
+    };
+    fill(1);
+    let first = a.point("v", &[]);
+    fill(2);
+    a.point("w", &[]);
+    let to = store.to_str().unwrap();
+
+    // Of one of them a point is named; of the other the one of the same moment is taken.
+    let out = place.folder("out");
+    let output = ["--output", out.to_str().unwrap()];
+    let restore = ["restore", "w", "--group", "--point", &first, "--store", to];
+    replica(&[&restore[..], &output].concat()).fails(1, &["made together"]);
+    let restore = ["restore", "v", "--group", "--point", &first, "--store", to];
+    replica(&[&restore[..], &output].concat()).ok();
+    for name in ["v.img", "w.img"] {
+        let image = std::fs::read(out.join(name)).unwrap();
+        assert!(image[..1 << 20].iter().all(|&byte| byte == 1), "{name}");
+    }
+
+    let b_place = Place::new();
+    let b = Daemon::start(&b_place);
+    b.replica(&["adopt", to]).ok();
+    let sockets = b_place.folder("sockets");
+    let at = ["--nbd", &format!("unix:{}", sockets.display())];
+    let over = |how: &[&str]| {
+        let args = [&["failover", "v", "--group"][..], &at, how].concat();
+        let uris = b.replica(&args).ok().to_owned();
+        let uris: Vec<String> = uris.lines().map(str::to_owned).collect();
+        assert!(
+            uris[0].ends_with("/v.nbd") && uris[1].ends_with("/w.nbd"),
+            "{uris:?}"
+        );
+        uris
+    };
+    let open = ["open", "v", "--group", "--point", "latest", "--read-only"];
+    for uri in b.replica(&[&open[..], &at].concat()).ok().lines() {
+        qemu_io(uri, &["read -P 2 0 1M"]);
+    }
+    for name in ["v", "w"] {
+        b.replica(&["close", name]).ok();
+    }
+    for uri in over(&["--test", "--point", &first]) {
+        qemu_io(&uri, &["read -P 1 0 1M", "write -P 5 0 1M", "flush"]);
+    }
+    b.replica(&["failover", "w", "--group", "--cleanup"]).ok();
+
+    // One of them refuses, and neither is taken over.
+    fill(3);
+    let client = qemu_nbd_client(&uris[1]);
+    let planned = ["failover", "v", "--group", "--planned", "--limit", "20s"];
+    b.replica(&[&planned[..], &at].concat())
+        .fails(1, &["clients are connected"]);
+    drop(client);
+    for name in ["v", "w"] {
+        a.until("it goes on", name, |v| v["state"] == "replicating");
+    }
+    fill(4);
+    for uri in over(&["--planned"]) {
+        qemu_io(&uri, &["read -P 4 0 1M"]);
+    }
+    a.terminate();
+}
+
+#[test]
 fn home_to_a_blank_disk() {
     let mut a = FirstSide::new(&[]);
     let b = OtherSide::new(&a.store);

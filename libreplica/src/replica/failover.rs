@@ -72,8 +72,9 @@ pub struct FailedOver {
     pub source: Option<String>,
 }
 
-/// What a source left that came to rest.
-pub(super) struct AtRest {
+/// What a source left that came to rest. Dropped, it goes on.
+#[derive(Debug)]
+pub struct AtRest {
     /// The lock that it let go.
     pub(super) writer: VolumeWriter,
     /// The point that holds everything.
@@ -236,12 +237,30 @@ impl Failover {
     /// [`ErrorKind::TimedOut`] if it does not answer within `limit`; [`ErrorKind::Damaged`] if its
     /// device is not what its last point has.
     pub fn planned(&self, limit: Duration) -> Result<FailedOver> {
+        let rests = self.rest(limit)?;
+        self.planned_at_rest(rests)
+    }
+
+    /// The first half of [`Failover::planned`]: has the source come to rest. So the volumes of a
+    /// group can all rest before the first of them is taken over.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn rest(&self, limit: Duration) -> Result<AtRest> {
         self.decide(Event::Planned)?;
+        self.take_over_at_rest(limit)
+    }
+
+    /// The second half: puts the last point of the source in use.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn planned_at_rest(&self, rests: AtRest) -> Result<FailedOver> {
         let AtRest {
             writer,
             point,
             asking: _asking,
-        } = self.take_over_at_rest(limit)?;
+        } = rests;
         self.promote(writer, StateId::Point(point), How::Planned)
     }
 

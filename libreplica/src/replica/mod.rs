@@ -10,6 +10,7 @@
 //! exports      what a daemon has open, also after its next start
 //! drill        a point booted to see whether it lives
 //! failover     a state put in use in place of the source
+//! group        the volumes that were made points of in one moment
 //! home         the way back, to the first side
 //! adopted      which stores' volumes a daemon knows
 //! reverse      what a volume was failed over to, protected while it is served
@@ -22,6 +23,7 @@ mod drill;
 mod export;
 mod exports;
 mod failover;
+mod group;
 mod home;
 mod notes;
 mod opened;
@@ -32,6 +34,7 @@ pub use adopted::{Adopted, AdoptedStatus, AdoptedVolume};
 pub use drill::{DrillSpec, Drilled, drill};
 pub use export::PointExport;
 pub use exports::{ExportSpec, ExportStatus, Exports, Written};
-pub use failover::{Choice, FailedOver, Failover, Shutdown, Situation};
+pub use failover::{AtRest, Choice, FailedOver, Failover, Shutdown, Situation};
+pub use group::{GroupMember, group_of};
 pub use home::{CameHome, Home, Pass};
 pub use opened::{Opened, Wanted};
