@@ -585,7 +585,7 @@ fn a_group_by_one_word() {
         );
         uris
     };
-    let open = ["open", "v", "--group", "--point", "latest", "--read-only"];
+    let open = ["open", "v", "--group", "--point", "latest"];
     for uri in b.replica(&[&open[..], &at].concat()).ok().lines() {
         qemu_io(uri, &["read -P 2 0 1M"]);
     }
