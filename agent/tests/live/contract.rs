@@ -108,7 +108,7 @@ fn status_and_points_have_their_fields() {
     let mut daemon = Daemon::start(&place);
     assert_eq!(
         daemon.replica(&["status", "--json"]).json(),
-        json!({ "volumes": [], "open": [] })
+        json!({ "volumes": [], "open": [], "adopted": [] })
     );
     daemon.replica(&["status", "nobody"]).fails(1, &["nobody"]);
     let id = daemon.protect(&Volume {
