@@ -19,6 +19,7 @@ mod failover;
 mod filesystems;
 mod freeze;
 mod groups;
+mod homeward;
 mod inline;
 mod killed_steps;
 mod kills;
