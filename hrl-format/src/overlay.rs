@@ -78,7 +78,7 @@ impl Piece {
 /// Merges indexes: yields disjoint pieces by ascending offset. After an error it ends.
 ///
 /// ```
-/// use hrl_format::{ExtentKind, IndexEntry, Overlay};
+/// use hrl_format::{Error, ExtentKind, IndexEntry, Overlay};
 /// use hrl_format::units::{ByteLen, ByteOffset, Extent, FrameNumber, VolumeSize};
 /// let entry = |at, len| IndexEntry {
 ///     extent: Extent::new(ByteOffset::new(at), ByteLen::new(len)).unwrap(),
@@ -86,7 +86,7 @@ impl Piece {
 ///     frame: FrameNumber::ZERO,
 ///     at: Default::default(),
 /// };
-/// let (old, new) = (vec![Ok(entry(0, 30))], vec![Ok(entry(10, 10))]);
+/// let (old, new) = (vec![Ok::<_, Error>(entry(0, 30))], vec![Ok(entry(10, 10))]);
 /// let size = VolumeSize::new(100);
 /// let pieces: Vec<_> = Overlay::new([old.into_iter(), new.into_iter()], size)
 ///     .map(|piece| piece.unwrap())
