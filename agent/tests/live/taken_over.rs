@@ -83,6 +83,27 @@ fn a_source_at_rest_has_shipped_everything_and_goes_on_if_nothing_comes_of_it() 
 }
 
 #[test]
+fn a_source_at_rest_stays_so_while_its_store_cannot_be_asked() {
+    let place = Place::new();
+    let folder = place.folder("store");
+    let disk = LoopDevice::of_its_own(&place, "disk.img", 16 * MIB);
+    let mut daemon = Daemon::start(&place);
+    daemon.protect(&spec(&disk, &folder));
+    let store = Store::open(&folder).unwrap();
+    let (_, answer, asking) = ask(&store, Ask::Rest);
+    rests(answer);
+    // Whether it was promoted meanwhile, nobody can say.
+    let away = place.at("away");
+    std::fs::rename(&folder, &away).unwrap();
+    drop(asking);
+    std::thread::sleep(Duration::from_secs(4));
+    assert!(is_read_only(disk.path()));
+    std::fs::rename(&away, &folder).unwrap();
+    daemon.until("it goes on", "v", |v| v["state"] == "replicating");
+    assert!(!is_read_only(disk.path()));
+}
+
+#[test]
 fn a_device_in_use_is_not_taken_from_its_users() {
     let place = Place::new();
     let folder = place.folder("store");

@@ -344,7 +344,11 @@ fn go_on(volume: &Volume, environment: &Environment) -> Result<()> {
     if volume.config().rest == Rest::InUse {
         return Ok(());
     }
-    volume.config().refuse_fenced()?;
+    // A store that cannot be asked may name another primary by now: then it stays at rest.
+    let config = volume.config();
+    if let Some(own) = config.generation {
+        Store::open(&config.store)?.check_generation(config.id, own.into())?;
+    }
     give_back(volume, environment)
 }
 
